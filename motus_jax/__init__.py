@@ -1,0 +1,1 @@
+"""Motus, a unified latent-action world model, in JAX/Flax."""

@@ -1,0 +1,1 @@
+"""One example schema, one file a source, statistics and the input pipeline."""

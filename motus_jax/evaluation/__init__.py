@@ -1,0 +1,1 @@
+"""Metrics, baselines, intervals and the report page."""

@@ -1,0 +1,1 @@
+"""Pure-functional Flax modules: no file here knows data, files on disk or devices."""

@@ -1,0 +1,1 @@
+"""Simulators, recording and closed-loop evaluation."""

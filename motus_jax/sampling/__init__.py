@@ -1,0 +1,1 @@
+"""The sampler of the five modes, and pictures and videos of what it makes."""

@@ -1,0 +1,1 @@
+"""The training loop, step, optimiser, sharding, checkpoints and metrics."""

@@ -1,0 +1,45 @@
+"""Package metadata. `pip install -e .` installs what training and sampling need; extras: `test`, `simulator`, `benchmark`."""
+
+from setuptools import find_packages, setup
+
+BASE = [
+    "jax>=0.10.2",
+    "flax>=0.12.8",
+    "optax>=0.2.8",
+    "orbax-checkpoint>=0.12.8",
+    "grain>=0.2.18",
+    "ml-collections>=1.1",
+    "einops>=0.8",
+    "chex>=0.1.90",
+    "tensorflow-datasets>=4.9.9",
+    "gcsfs>=2025.1",
+    "jaxtyping>=0.3.2",
+    "absl-py>=2.1",
+    "numpy>=2.1",
+    "scipy>=1.14",
+    "av>=14",
+    "pyarrow>=18",
+    "opencv-python-headless>=4.10",
+    "pillow>=11",
+    "matplotlib>=3.9",
+    "safetensors>=0.5",
+    "tensorboardX>=2.6",
+]
+EXTRAS = {
+    "test": ["pytest>=8", "pytest-xdist>=3.6", "ruff>=0.9"],
+    # gym-aloha and metaworld pin older simulators than they need; install both with --no-deps (README, "Simulator").
+    "simulator": ["mujoco==3.8.1", "gymnasium>=1.0", "packaging"],
+    "benchmark": ["torch>=2.6"],
+}
+
+setup(
+    name="motus_jax",
+    version="0.1.0",
+    description="Motus, a unified latent-action world model, in JAX/Flax",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=find_packages(include=["motus_jax", "motus_jax.*"]),
+    package_data={"motus_jax": ["py.typed"]},
+    install_requires=BASE,
+    extras_require=EXTRAS,
+)
