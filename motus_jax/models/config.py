@@ -1,0 +1,124 @@
+"""Sizes of the model as frozen dataclasses, and the table of named variants."""
+
+import dataclasses
+
+from motus_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class VideoExpertConfig:
+    """Wan2.2 DiT (`wan_ti2v_5B.py`). Width = heads x head_dim."""
+
+    heads: int
+    head_dim: int
+    mlp: int
+    latent_channels: int
+    text_width: int
+    frequencies: int = 256
+    patch: tuple[int, int, int] = (1, 2, 2)
+    eps: float = 1e-6
+
+    @property
+    def width(self) -> int:
+        return self.heads * self.head_dim
+
+
+@dataclasses.dataclass(frozen=True)
+class ActionExpertConfig:
+    """Action expert. With `state_dim` None it is the action-only form of phase 2: no state token, no registers."""
+
+    width: int
+    mlp: int
+    action_dim: int
+    state_dim: int | None
+    registers: int = 4
+    frequencies: int = 256
+    eps: float = 1e-5
+
+    @property
+    def with_state(self) -> bool:
+        return self.state_dim is not None
+
+
+@dataclasses.dataclass(frozen=True)
+class UnderstandingExpertConfig:
+    """Understanding expert, fed by hidden states of width `input_width` from a vision-language model."""
+
+    width: int
+    mlp: int
+    input_width: int
+    eps: float = 1e-5
+
+
+@dataclasses.dataclass(frozen=True)
+class MotusConfig:
+    """The three experts and what they share.
+
+    Attributes:
+      depth: layers, the same for all experts.
+      dtype: of matrix products and attention; parameters and residual streams are float32.
+      remat: a row of `motus_jax.models.motus.REMAT_POLICIES`.
+      mask_text_padding: False reproduces the public weights, which attend to padded text rows (Wan does so too).
+      clean_condition_timestep: True tells the condition frame's tokens t = 0 (Wan2.2 TI2V); False gives all video
+        tokens the noisy timestep, as the public Motus weights were trained.
+      scan_unroll: layers per iteration of the scan; more compiles longer.
+    """
+
+    depth: int
+    video: VideoExpertConfig
+    action: ActionExpertConfig
+    understanding: UnderstandingExpertConfig
+    dtype: str = "float32"
+    remat: str = "full"
+    mask_text_padding: bool = False
+    clean_condition_timestep: bool = False
+    scan_unroll: int = 1
+
+
+VARIANTS: dict[str, MotusConfig] = {
+    "debug": MotusConfig(
+        depth=2,
+        video=VideoExpertConfig(heads=2, head_dim=16, mlp=64, latent_channels=8, text_width=16),
+        action=ActionExpertConfig(width=16, mlp=32, action_dim=14, state_dim=14),
+        understanding=UnderstandingExpertConfig(width=16, mlp=32, input_width=16),
+        mask_text_padding=True,
+    ),
+    "demo": MotusConfig(
+        depth=6,
+        video=VideoExpertConfig(heads=4, head_dim=32, mlp=512, latent_channels=48, text_width=64),
+        action=ActionExpertConfig(width=96, mlp=384, action_dim=14, state_dim=14),
+        understanding=UnderstandingExpertConfig(width=64, mlp=256, input_width=64),
+        mask_text_padding=True,
+    ),
+    "5b": MotusConfig(
+        depth=30,
+        video=VideoExpertConfig(heads=24, head_dim=128, mlp=14336, latent_channels=48, text_width=4096),
+        action=ActionExpertConfig(width=1024, mlp=4096, action_dim=14, state_dim=14),
+        understanding=UnderstandingExpertConfig(width=512, mlp=2048, input_width=2048),
+        dtype="bfloat16",
+    ),
+}
+"""`5b` is the public 8B layout without its VLM: 4,999,787,712 + 641,527,822 + 253,493,760 parameters."""
+
+
+def get_variant(name: str, **changes: object) -> MotusConfig:
+    """A row of `VARIANTS`; `changes` replace fields, dotted for the experts, e.g. `{"action.action_dim": 7}`.
+
+    Raises:
+      UserError: the variant or a field does not exist.
+    """
+    if name not in VARIANTS:
+        raise UserError(f"unknown model variant {name!r}: expected one of {', '.join(VARIANTS)}")
+    config = VARIANTS[name]
+    for path, value in changes.items():
+        config = _replace(config, path.split("."), value, path)
+    return config
+
+
+def _replace(config: object, parts: list[str], value: object, path: str) -> object:
+    names = [field.name for field in dataclasses.fields(config)]
+    if parts[0] not in names:
+        raise UserError(f"unknown model field {path!r}: {type(config).__name__} has {', '.join(names)}")
+    if len(parts) > 1:
+        value = _replace(getattr(config, parts[0]), parts[1:], value, path)
+    return dataclasses.replace(config, **{parts[0]: value})

@@ -1,0 +1,97 @@
+"""One layer of Motus: one softmax over the tokens of all three experts, then each expert's own work.
+
+Order on the key axis: video, action, understanding (the release's tri-model joint attention).
+"""
+
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from motus_jax.models.action_expert import ActionBlock
+from motus_jax.models.config import MotusConfig
+from motus_jax.models.layers import attention
+from motus_jax.models.understanding_expert import UnderstandingBlock
+from motus_jax.models.video_expert import VideoBlock
+
+
+class Streams(NamedTuple):
+    """Residual streams, float32: video [B, Sv, Dv], action [B, Sa, Da], understanding [B, Su, Du]."""
+
+    video: Array
+    action: Array
+    understanding: Array
+
+
+class Conditions(NamedTuple):
+    """What every layer reads and none changes.
+
+    Attributes:
+      video_time: [B, G, 6, Dv]; G is 1, or F if the condition frame has a timestep of its own.
+      action_time: [B, 1, 6, Da].
+      rope: cosines and sines [Sv, K/2].
+      text: embedded text [B, M, Dv], or None when the layers get their text keys and values from a cache.
+      text_mask: [B, M], or None to attend to padding.
+      key_mask: [B, S] over all joint keys, or None if nothing is padded.
+    """
+
+    video_time: Float[Array, "B G 6 D"]
+    action_time: Float[Array, "B 1 6 D"]
+    rope: tuple[Array, Array]
+    text: Array | None
+    text_mask: Bool[Array, "B M"] | None
+    key_mask: Bool[Array, "B S"] | None
+
+
+class JointLayer(nn.Module):
+    """Maps `Streams` to `Streams`; written for `nn.scan` (carry in, carry out)."""
+
+    config: MotusConfig
+    trace: bool = False
+
+    def setup(self) -> None:
+        c = self.config
+        heads = (c.video.heads, c.video.head_dim)
+        self.video = VideoBlock(c.video, c.dtype)
+        self.action = ActionBlock(c.action, *heads, c.dtype)
+        self.understanding = UnderstandingBlock(c.understanding, *heads, c.dtype)
+
+    def __call__(
+        self, x: Streams, conditions: Conditions, text_cache: tuple[Array, Array] | None
+    ) -> tuple[Streams, dict[str, Array] | None]:
+        """One layer.
+
+        Args:
+          text_cache: this layer's keys and values of the text, or None to compute them from `conditions.text`.
+
+        Returns:
+          The streams, and, if `trace`, the intermediates of the golden files by name.
+        """
+        c = conditions
+        parts = (
+            self.video.qkv(x.video, c.video_time, c.rope),
+            self.action.qkv(x.action, c.action_time),
+            self.understanding.qkv(x.understanding),
+        )
+        q, k, v = (jnp.concatenate(tensors, axis=1) for tensors in zip(*parts))
+        out = attention(q, k, v, c.key_mask)
+        ends = x.video.shape[1], x.video.shape[1] + x.action.shape[1]
+        joined = Streams(
+            self.video.after_attention(x.video, out[:, : ends[0]], c.video_time),
+            self.action.after_attention(x.action, out[:, ends[0] : ends[1]], c.action_time),
+            self.understanding.after_attention(x.understanding, out[:, ends[1] :]),
+        )
+        keys_values = self.video.text_keys_values(c.text) if text_cache is None else text_cache
+        crossed = self.video.cross(joined.video, keys_values, c.text_mask)
+        done = Streams(
+            self.video.feed_forward(crossed, c.video_time),
+            self.action.feed_forward(joined.action, c.action_time),
+            self.understanding.feed_forward(joined.understanding),
+        )
+        if not self.trace:
+            return done, None
+        seen = {f"joint_attention.{name}": tensor for name, tensor in zip("qkvo", (q, k, v, out))}
+        seen |= {f"after_joint.{name}": tensor for name, tensor in joined._asdict().items()}
+        seen |= {f"out.{name}": tensor for name, tensor in done._asdict().items()}
+        return done, seen | {"after_cross.video": crossed}

@@ -1,0 +1,184 @@
+"""Building blocks of the three experts: dense layers, norms, MLPs, position and time embeddings, attention.
+
+Numbers: norms, modulation, embeddings of time and rotary angles in float32; matrix products in the module's `dtype`.
+"""
+
+from collections.abc import Callable, Sequence
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.ad_checkpoint import checkpoint_name
+from jaxtyping import Array, Bool, Float
+
+Dtype = jnp.dtype | str
+Initializer = Callable[..., Array]
+
+XAVIER = nn.initializers.xavier_uniform()
+SMALL = nn.initializers.normal(0.02)
+ZEROS = nn.initializers.zeros_init()
+ROPE_BASE = 10_000.0
+
+
+class Dense(nn.Module):
+    """Affine map over the last axis; parameters `kernel` [in, out] and `bias` [out], float32.
+
+    Leading axes are flattened to one: on CPU the backward pass of a 2-D product is a third faster than a 3-D one.
+    """
+
+    features: int
+    dtype: Dtype
+    use_bias: bool = True
+    kernel_init: Initializer = XAVIER
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*batch in"]) -> Float[Array, "*batch out"]:
+        kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features))
+        y = x.reshape(-1, x.shape[-1]).astype(self.dtype) @ kernel.astype(self.dtype)
+        if self.use_bias:
+            y = y + self.param("bias", ZEROS, (self.features,)).astype(self.dtype)
+        return y.reshape(*x.shape[:-1], self.features)
+
+
+class Mlp(nn.Module):
+    """Dense layers `dense_0 .. dense_n` with an activation between them."""
+
+    widths: Sequence[int]
+    dtype: Dtype
+    activation: Callable[[Array], Array] = nn.silu
+    kernel_init: Initializer = XAVIER
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*batch in"]) -> Float[Array, "*batch out"]:
+        for i, width in enumerate(self.widths):
+            x = Dense(width, self.dtype, kernel_init=self.kernel_init, name=f"dense_{i}")(x)
+            if i + 1 < len(self.widths):
+                x = self.activation(x)
+        return x
+
+
+class FeedForward(nn.Module):
+    """Dense, tanh-GELU, dense; the hidden activation is named `ffn` for rematerialisation policies."""
+
+    hidden: int
+    dtype: Dtype
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*batch D"]) -> Float[Array, "*batch D"]:
+        h = checkpoint_name(Dense(self.hidden, self.dtype, name="dense_0")(x), "ffn")
+        return Dense(x.shape[-1], self.dtype, name="dense_1")(nn.gelu(h, approximate=True))
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) * scale over the last axis, statistics in float32."""
+
+    eps: float
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*batch D"]) -> Float[Array, "*batch D"]:
+        scale = self.param("scale", nn.initializers.ones_init(), (x.shape[-1],))
+        x32 = x.astype(jnp.float32)
+        x32 = x32 * jax.lax.rsqrt(jnp.mean(jnp.square(x32), -1, keepdims=True) + self.eps)
+        return (x32 * scale).astype(x.dtype)
+
+
+def layer_norm(x: Float[Array, "*batch D"], eps: float) -> Float[Array, "*batch D"]:
+    """LayerNorm without parameters, float32 in and out of the statistics."""
+    x32 = x.astype(jnp.float32)
+    centred = x32 - jnp.mean(x32, -1, keepdims=True)
+    return centred * jax.lax.rsqrt(jnp.mean(jnp.square(centred), -1, keepdims=True) + eps)
+
+
+class LayerNorm(nn.Module):
+    """LayerNorm with `scale` and `bias`, float32."""
+
+    eps: float
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*batch D"]) -> Float[Array, "*batch D"]:
+        scale = self.param("scale", nn.initializers.ones_init(), (x.shape[-1],))
+        bias = self.param("bias", ZEROS, (x.shape[-1],))
+        return layer_norm(x, self.eps) * scale + bias
+
+
+def modulate(
+    x: Float[Array, "B S D"], shift: Float[Array, "B G D"], scale: Float[Array, "B G D"]
+) -> Float[Array, "B S D"]:
+    """x (1 + scale) + shift, where the tokens are G equal runs that share one shift and scale (adaptive LayerNorm)."""
+    return _by_group(lambda x, shift, scale: x * (1 + scale) + shift, x, shift, scale)
+
+
+def gate(x: Float[Array, "B S D"], amount: Float[Array, "B G D"]) -> Float[Array, "B S D"]:
+    """x * amount, by token run as in `modulate`."""
+    return _by_group(lambda x, amount: x * amount, x, amount)
+
+
+def _by_group(function: Callable[..., Array], x: Array, *amounts: Array) -> Array:
+    batch, tokens, width = x.shape
+    groups = amounts[0].shape[1]
+    grouped = x.reshape(batch, groups, tokens // groups, width)
+    return function(grouped, *(a[:, :, None] for a in amounts)).reshape(x.shape)
+
+
+def timestep_embedding(t: Float[Array, "*batch"], width: int) -> Float[Array, "*batch width"]:
+    """[cos | sin] of t 10000^(-i / (width/2)), float32 (Wan `sinusoidal_embedding_1d`, there in float64).
+
+    t is up to 1000, where a float32 product would be off by 3e-5 rad. The frequency is split into a 13-bit head, whose
+    product with the whole part of t is exact, and a tail: the result is good to 1e-7.
+    """
+    half = width // 2
+    frequency = ROPE_BASE ** (-np.arange(half) / half)
+    exponent = np.exp2(np.floor(np.log2(frequency)) - 12)
+    head = np.round(frequency / exponent) * exponent
+    tail = (frequency - head).astype(np.float32)
+    t = t.astype(jnp.float32)[..., None]
+    whole = jnp.floor(t)
+    large = whole * head.astype(np.float32)
+    small = whole * tail + (t - whole) * frequency.astype(np.float32)
+    cos, sin = jnp.cos(large), jnp.sin(large)
+    cos_small, sin_small = jnp.cos(small), jnp.sin(small)
+    return jnp.concatenate([cos * cos_small - sin * sin_small, sin * cos_small + cos * sin_small], -1)
+
+
+def position_table(rows: int, width: int) -> Float[np.ndarray, "rows width"]:
+    """Fixed additive positions of the action stream, [sin | cos] (the release's `pos_embedding` buffer)."""
+    angle = np.arange(rows)[:, None] * ROPE_BASE ** (-np.arange(width // 2) / (width / 2))
+    return np.concatenate([np.sin(angle), np.cos(angle)], -1).astype(np.float32)
+
+
+def rope_axis_dims(head_dim: int) -> tuple[int, int, int]:
+    """Head dimensions given to frame, height and width (Wan: d - 4 (d // 6), 2 (d // 6), 2 (d // 6))."""
+    part = 2 * (head_dim // 6)
+    return head_dim - 2 * part, part, part
+
+
+def rope_table(grid: tuple[int, int, int], head_dim: int) -> tuple[np.ndarray, np.ndarray]:
+    """Cosines and sines of every video token, each float32 [f*h*w, head_dim/2]; each axis has its own ladder."""
+    positions = np.indices(grid).reshape(3, -1)
+    angles = [
+        positions[axis][:, None] * ROPE_BASE ** (-np.arange(0, dims, 2) / dims)
+        for axis, dims in enumerate(rope_axis_dims(head_dim))
+    ]
+    angle = np.concatenate(angles, -1)
+    return np.cos(angle).astype(np.float32), np.sin(angle).astype(np.float32)
+
+
+def apply_rope(x: Float[Array, "B S N K"], cos: Float[Array, "S K/2"], sin: Float[Array, "S K/2"]) -> Array:
+    """Rotates adjacent pairs (2i, 2i+1) in float32."""
+    pairs = x.astype(jnp.float32).reshape(*x.shape[:-1], -1, 2)
+    even, odd = pairs[..., 0], pairs[..., 1]
+    cos, sin = cos[:, None], sin[:, None]
+    rotated = jnp.stack([even * cos - odd * sin, even * sin + odd * cos], -1)
+    return rotated.reshape(x.shape).astype(x.dtype)
+
+
+def attention(
+    q: Float[Array, "B S N K"],
+    k: Float[Array, "B M N K"],
+    v: Float[Array, "B M N K"],
+    key_mask: Bool[Array, "B M"] | None = None,
+) -> Float[Array, "B S N K"]:
+    """Softmax attention with scale 1/sqrt(K); keys where `key_mask` is False are padding and get no weight."""
+    mask = None if key_mask is None else key_mask[:, None, None, :]
+    return jax.nn.dot_product_attention(q, k, v, mask=mask)

@@ -1,0 +1,172 @@
+"""Motus: three experts joined layer by layer by one attention. Streams in, velocities out."""
+
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from motus_jax.errors import UserError
+from motus_jax.models.action_expert import ActionExpert
+from motus_jax.models.config import MotusConfig
+from motus_jax.models.joint_layer import Conditions, JointLayer, Streams
+from motus_jax.models.layers import rope_table
+from motus_jax.models.understanding_expert import UnderstandingExpert
+from motus_jax.models.video_expert import CrossAttention, VideoExpert
+
+REMAT_POLICIES = {
+    "none": None,
+    "full": jax.checkpoint_policies.nothing_saveable,
+    "attention": jax.checkpoint_policies.save_only_these_names("attention"),
+    "ffn": jax.checkpoint_policies.save_only_these_names("ffn"),
+    "attention_ffn": jax.checkpoint_policies.save_only_these_names("attention", "ffn"),
+}
+"""What the backward pass finds saved from each layer; `none` saves everything, `full` recomputes everything."""
+
+
+class Context(NamedTuple):
+    """What the velocities depend on besides the noisy data; constant over a sampling run.
+
+    Attributes:
+      text: embedded text states [B, M, Dv].
+      text_mask: True at real text, [B, M], or None to attend to padding.
+      understanding: understanding tokens entering layer 0, [B, U, Du].
+      understanding_mask: True at real tokens, [B, U], or None if nothing is padded.
+      text_cache: keys and values of the text for all layers, each [L, B, M, N, K], or None to compute in the layers.
+    """
+
+    text: Float[Array, "B M D"]
+    text_mask: Bool[Array, "B M"] | None
+    understanding: Float[Array, "B U D"]
+    understanding_mask: Bool[Array, "B U"] | None
+    text_cache: tuple[Array, Array] | None = None
+
+
+class Motus(nn.Module):
+    """The model. `trace` also returns the intermediates that the golden files name."""
+
+    config: MotusConfig
+    trace: bool = False
+
+    def setup(self) -> None:
+        c = self.config
+        self.video = VideoExpert(c.video, c.dtype)
+        self.action = ActionExpert(c.action, c.dtype)
+        self.understanding = UnderstandingExpert(c.understanding, c.dtype)
+        self.layers = _scanned_layers(c)(c, self.trace)
+
+    def __call__(
+        self,
+        video: Float[Array, "B F H W C"],
+        actions: Float[Array, "B T A"],
+        state: Float[Array, "B P"] | None,
+        tau_video: Float[Array, " B"],
+        tau_action: Float[Array, " B"],
+        text_states: Float[Array, "B M E"],
+        text_mask: Bool[Array, "B M"] | None,
+        vlm_states: Float[Array, "B U V"],
+        vlm_mask: Bool[Array, "B U"] | None,
+    ) -> tuple[Array, Array] | tuple[Array, Array, dict[str, Array]]:
+        """Velocities from raw conditioning: `context` followed by `velocities`."""
+        context = self.context(text_states, text_mask, vlm_states, vlm_mask)
+        return self.velocities(video, actions, state, tau_video, tau_action, context)
+
+    def context(
+        self,
+        text_states: Float[Array, "B M E"],
+        text_mask: Bool[Array, "B M"] | None,
+        vlm_states: Float[Array, "B U V"],
+        vlm_mask: Bool[Array, "B U"] | None,
+    ) -> Context:
+        """Embeds the text encoder's states and the vision-language model's last hidden states.
+
+        Padded text rows must be zero; they are masked only if `config.mask_text_padding`.
+        """
+        mask = text_mask if self.config.mask_text_padding else None
+        return Context(self.video.embed_text(text_states), mask, self.understanding.embed(vlm_states), vlm_mask)
+
+    def velocities(
+        self,
+        video: Float[Array, "B F H W C"],
+        actions: Float[Array, "B T A"],
+        state: Float[Array, "B P"] | None,
+        tau_video: Float[Array, " B"],
+        tau_action: Float[Array, " B"],
+        context: Context,
+    ) -> tuple[Array, Array] | tuple[Array, Array, dict[str, Array]]:
+        """Velocities of both modalities.
+
+        Args:
+          video: noisy latents whose frame 0 is the clean condition frame.
+          actions: noisy actions.
+          state: proprioception; None exactly in the action-only form.
+          tau_video, tau_action: noise levels in [0, 1]; the model is told 1000 tau.
+
+        Returns:
+          Video velocity [B, F, H, W, C] and action velocity [B, T, A], float32 (frame 0 of the video velocity has no
+          meaning); with `trace` also the intermediates by name.
+        """
+        if (state is not None) != self.config.action.with_state:
+            raise UserError("state must be given exactly when the action expert has a state token (action.state_dim)")
+        x = Streams(self.video.embed(video), self.action.embed(actions, state), context.understanding)
+        video_head, video_time = self.video.embed_time(self._video_timesteps(tau_video, video.shape[1]))
+        action_head, action_time = self.action.embed_time(1000.0 * tau_action[:, None])
+        rope = rope_table(self.video.grid(video.shape), self.config.video.head_dim)
+        key_mask = _key_mask(x, context.understanding_mask)
+        text = context.text if context.text_cache is None else None
+        conditions = Conditions(video_time, action_time, rope, text, context.text_mask, key_mask)
+        y, seen = self.layers(x, conditions, context.text_cache)
+        action_all = self.action.decode(y.action, action_head)
+        velocity = self.video.velocity(y.video, video_head, video.shape)
+        action = self.action.action_rows(action_all, actions.shape[1])
+        if not self.trace:
+            return velocity, action
+        seen |= {f"tokens.embed.{name}": tensor for name, tensor in x._asdict().items()}
+        seen |= {"time.video_head": video_head, "time.action_head": action_head, "text_context": context.text}
+        return velocity, action, seen | {
+            "time.video_adaln": video_time, "time.action_adaln": action_time, "action_full": action_all
+        }
+
+    def _video_timesteps(self, tau: Float[Array, " B"], frames: int) -> Float[Array, "B G"]:
+        t = 1000.0 * tau[:, None]
+        if not self.config.clean_condition_timestep:
+            return t
+        return jnp.concatenate([jnp.zeros_like(t), jnp.repeat(t, frames - 1, axis=1)], axis=1)
+
+
+def with_text_cache(config: MotusConfig, params: dict, context: Context) -> Context:
+    """The same context with the text's keys and values of every layer computed once, for a sampling run.
+
+    Args:
+      params: Motus parameters (the tree with `layers`).
+    """
+    module = CrossAttention(config.video, config.dtype)
+
+    def one_layer(layer: dict) -> tuple[Array, Array]:
+        return module.apply({"params": layer}, context.text, method="keys_values")
+
+    return context._replace(text_cache=jax.vmap(one_layer)(params["layers"]["video"]["cross_attention"]))
+
+
+def _scanned_layers(config: MotusConfig) -> type[nn.Module]:
+    if config.remat not in REMAT_POLICIES:
+        raise UserError(f"unknown remat policy {config.remat!r}: expected one of {', '.join(REMAT_POLICIES)}")
+    layer = JointLayer
+    if config.remat != "none":
+        layer = nn.remat(layer, policy=REMAT_POLICIES[config.remat], prevent_cse=False)
+    return nn.scan(
+        layer,
+        variable_axes={"params": 0},
+        split_rngs={"params": True},
+        in_axes=(nn.broadcast, 0),
+        length=config.depth,
+        unroll=config.scan_unroll,
+    )
+
+
+def _key_mask(x: Streams, understanding_mask: Bool[Array, "B U"] | None) -> Bool[Array, "B S"] | None:
+    if understanding_mask is None:
+        return None
+    batch, real = x.video.shape[0], x.video.shape[1] + x.action.shape[1]
+    return jnp.concatenate([jnp.ones((batch, real), bool), understanding_mask], axis=1)
