@@ -61,8 +61,8 @@ class Motus(nn.Module):
         video: Float[Array, "B F H W C"],
         actions: Float[Array, "B T A"],
         state: Float[Array, "B P"] | None,
-        tau_video: Float[Array, " B"],
-        tau_action: Float[Array, " B"],
+        t_video: Float[Array, " B"],
+        t_action: Float[Array, " B"],
         text_states: Float[Array, "B M E"],
         text_mask: Bool[Array, "B M"] | None,
         vlm_states: Float[Array, "B U V"],
@@ -70,7 +70,7 @@ class Motus(nn.Module):
     ) -> tuple[Array, Array] | tuple[Array, Array, dict[str, Array]]:
         """Velocities from raw conditioning: `context` followed by `velocities`."""
         context = self.context(text_states, text_mask, vlm_states, vlm_mask)
-        return self.velocities(video, actions, state, tau_video, tau_action, context)
+        return self.velocities(video, actions, state, t_video, t_action, context)
 
     def context(
         self,
@@ -91,8 +91,8 @@ class Motus(nn.Module):
         video: Float[Array, "B F H W C"],
         actions: Float[Array, "B T A"],
         state: Float[Array, "B P"] | None,
-        tau_video: Float[Array, " B"],
-        tau_action: Float[Array, " B"],
+        t_video: Float[Array, " B"],
+        t_action: Float[Array, " B"],
         context: Context,
     ) -> tuple[Array, Array] | tuple[Array, Array, dict[str, Array]]:
         """Velocities of both modalities.
@@ -101,7 +101,7 @@ class Motus(nn.Module):
           video: noisy latents whose frame 0 is the clean condition frame.
           actions: noisy actions.
           state: proprioception; None exactly in the action-only form.
-          tau_video, tau_action: noise levels in [0, 1]; the model is told 1000 tau.
+          t_video, t_action: timesteps, 1000 tau (`flow_matching.TIMESTEP_SCALE`), in [0, 1000].
 
         Returns:
           Video velocity [B, F, H, W, C] and action velocity [B, T, A], float32 (frame 0 of the video velocity has no
@@ -110,8 +110,8 @@ class Motus(nn.Module):
         if (state is not None) != self.config.action.with_state:
             raise UserError("state must be given exactly when the action expert has a state token (action.state_dim)")
         x = Streams(self.video.embed(video), self.action.embed(actions, state), context.understanding)
-        video_head, video_time = self.video.embed_time(self._video_timesteps(tau_video, video.shape[1]))
-        action_head, action_time = self.action.embed_time(1000.0 * tau_action[:, None])
+        video_head, video_time = self.video.embed_time(self._video_timesteps(t_video, video.shape[1]))
+        action_head, action_time = self.action.embed_time(t_action[:, None])
         rope = rope_table(self.video.grid(video.shape), self.config.video.head_dim)
         key_mask = _key_mask(x, context.understanding_mask)
         text = context.text if context.text_cache is None else None
@@ -128,8 +128,8 @@ class Motus(nn.Module):
             "time.video_adaln": video_time, "time.action_adaln": action_time, "action_full": action_all
         }
 
-    def _video_timesteps(self, tau: Float[Array, " B"], frames: int) -> Float[Array, "B G"]:
-        t = 1000.0 * tau[:, None]
+    def _video_timesteps(self, t: Float[Array, " B"], frames: int) -> Float[Array, "B G"]:
+        t = t[:, None]
         if not self.config.clean_condition_timestep:
             return t
         return jnp.concatenate([jnp.zeros_like(t), jnp.repeat(t, frames - 1, axis=1)], axis=1)
