@@ -27,8 +27,15 @@ def shift(tau: Array, amount: float) -> Array:
 
 
 def release_table(steps: int = 1000, amount: float = 5.0) -> Float[np.ndarray, " steps"]:
-    """The release's table of training noise levels: `shift(1 - i / steps)`, from 1 down, never 0."""
-    return shift(1 - np.arange(steps, dtype=np.float64) / steps, amount)
+    """The release's table of training noise levels, float32: `shift(1 - i / steps)`, from 1 down, never 0.
+
+    Bit-equal to the release: its `linspace` counts from both ends in float32 with one rounding a point. A timestep is
+    1000 times larger, so a rounding of 6e-8 here would show as 4e-5 in the velocities.
+    """
+    index = np.arange(steps)
+    step = np.float64(np.float32(-1.0) / np.float32(steps))
+    base = np.where(index < (steps + 1) // 2, 1 + step * index, -step * (steps - index)).astype(np.float32)
+    return shift(base, np.float32(amount))
 
 
 def _uniform(key: PRNGKeyArray, shape: tuple[int, ...], _: float) -> Array:

@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from motus_jax.errors import UserError
-from motus_jax.evaluation.metrics import picture_mask
+from motus_jax.evaluation.metrics import moving_mask, picture_mask
 
 Batch = Mapping[str, np.ndarray]
 
@@ -43,11 +43,13 @@ class HeldOut:
     Attributes:
       chunks: the batch dictionary with n as its leading axis.
       picture: True on camera pixels, False on padding, [n, H, W].
+      moving: True on pixels of the real future frames that differ from the condition frame, [n, F, H, W].
       episodes: one number per chunk, equal within an episode [n].
     """
 
     chunks: dict[str, np.ndarray]
     picture: Bool[np.ndarray, "n H W"]
+    moving: Bool[np.ndarray, "n F H W"]
     episodes: Int[np.ndarray, " n"]
 
     @classmethod
@@ -63,7 +65,8 @@ class HeldOut:
                 f"evaluation needs chunks of at least 2 held-out episodes, found {len(np.unique(episodes))}: "
                 "record more episodes or hold out a larger share"
             )
-        return cls(dict(chunks), picture_mask(chunks["frames"], chunks["embodiment"]), episodes)
+        picture = picture_mask(chunks["frames"], chunks["embodiment"])
+        return cls(dict(chunks), picture, moving_mask(chunks["frames"], picture), episodes)
 
     def __len__(self) -> int:
         return len(self.episodes)

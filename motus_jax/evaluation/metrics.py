@@ -31,7 +31,7 @@ SSIM_C2 = 0.03**2
 
 def to_float(frames: UInt8[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
     """uint8 in 0..255 to float32 in [0, 1]."""
-    return frames.astype(np.float32) / 255.0
+    return np.divide(frames, 255.0, dtype=np.float32)
 
 
 def picture_mask(
@@ -53,15 +53,17 @@ def picture_mask(
 
 
 def moving_mask(
-    condition: Float[np.ndarray, "B H W 3"],
-    future: Float[np.ndarray, "B F H W 3"],
-    picture: Bool[np.ndarray, "B H W"],
+    frames: UInt8[np.ndarray, "B 1+F H W 3"], picture: Bool[np.ndarray, "B H W"]
 ) -> Bool[np.ndarray, "B F H W"]:
     """True where the real future frame differs from the condition frame by more than `MOVING_THRESHOLD`, dilated."""
-    changed = (np.abs(future - condition[:, None]).max(axis=-1) > MOVING_THRESHOLD).astype(np.uint8)
     kernel = np.ones((2 * MOVING_DILATION + 1,) * 2, np.uint8)
-    grown = np.stack([[cv2.dilate(frame, kernel) for frame in chunk] for chunk in changed])
-    return grown.astype(bool) & picture[:, None]
+
+    def grown(condition: UInt8[np.ndarray, "H W 3"], future: UInt8[np.ndarray, "H W 3"]) -> np.ndarray:
+        changed = (cv2.absdiff(condition, future) > 255 * MOVING_THRESHOLD).any(axis=-1)
+        return cv2.dilate(changed.astype(np.uint8), kernel)
+
+    moving = np.stack([[grown(chunk[0], future) for future in chunk[1:]] for chunk in frames])
+    return moving.astype(bool) & picture[:, None]
 
 
 def psnr(
@@ -75,9 +77,10 @@ def psnr(
     Returns:
       At most `PSNR_LIMIT`; NaN for a chunk with fewer than `least_pixels` masked pixels.
     """
-    error = np.square(predicted - real).mean(axis=-1)
+    difference = predicted - real
+    error = np.einsum("bfhwc,bfhwc->bfhw", difference, difference) / 3
     count = mask.sum(axis=(1, 2, 3))
-    mse = (error * mask).sum(axis=(1, 2, 3)) / np.maximum(count, 1)
+    mse = np.einsum("bfhw,bfhw->b", error, mask.astype(error.dtype)) / np.maximum(count, 1)
     value = -10 * np.log10(np.maximum(mse, 10 ** (-PSNR_LIMIT / 10)))
     return np.where(count >= least_pixels, value, np.nan)
 

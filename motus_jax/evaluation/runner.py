@@ -152,8 +152,7 @@ class Evaluator:
 
     def _video_scores(self, where: slice, future: Float[np.ndarray, "B F H W 3"]) -> dict[str, np.ndarray]:
         real = metrics.to_float(self.held_out.chunks["frames"][where])
-        picture = self.held_out.picture[where]
-        moving = metrics.moving_mask(real[:, 0], real[:, 1:], picture)
+        picture, moving = self.held_out.picture[where], self.held_out.moving[where]
         everywhere = np.broadcast_to(picture[:, None], moving.shape)
         return {
             "psnr": metrics.psnr(future, real[:, 1:], everywhere),

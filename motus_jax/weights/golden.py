@@ -229,9 +229,8 @@ def _train_step(golden: Golden, tensors: Tensors) -> Iterator[tuple[str, np.ndar
     schedule = golden.sidecar["training"]["scheduler"]
     table = flow_matching.release_table(schedule["num_train_timesteps"], schedule["shift"])
     inputs = golden.inputs
-    exact = {name: table[tensors[f"in.{name}_timestep_ids"]] for name in ("video", "action")}
-    tau = {name: jnp.asarray(value, jnp.float32) for name, value in exact.items()}
-    times = {name: jnp.asarray(flow_matching.TIMESTEP_SCALE * value, jnp.float32) for name, value in exact.items()}
+    tau = {name: jnp.asarray(table[tensors[f"in.{name}_timestep_ids"]]) for name in ("video", "action")}
+    times = {name: flow_matching.TIMESTEP_SCALE * value for name, value in tau.items()}
     clean = channel_last(inputs["clean_video_latent"]), jnp.asarray(inputs["clean_actions"])
     noise = channel_last(tensors["in.video_noise"]), jnp.asarray(tensors["in.action_noise"])
     condition = channel_last(inputs["condition_latent"])
@@ -320,8 +319,8 @@ def _scheduler(golden: Golden, tensors: Tensors) -> Iterator[tuple[str, np.ndarr
     for word, steps in (("train1000", 1000), ("infer10", 10), ("infer50", 50), ("default100", 100)):
         table = flow_matching.release_table(steps)
         for suffix, round_to in (("", np.float64), ("_bf16_as_f32", jnp.bfloat16)):
-            yield f"{word}.sigmas{suffix}", table.astype(np.float32).astype(round_to)
-            yield f"{word}.timesteps{suffix}", (1000 * table).astype(np.float32).astype(round_to)
+            yield f"{word}.sigmas{suffix}", table.astype(round_to)
+            yield f"{word}.timesteps{suffix}", (np.float32(1000) * table).astype(round_to)
     for steps in (4, 10, 50):
         grid = flow_matching.time_grid(steps)
         yield f"euler{steps}.t", grid

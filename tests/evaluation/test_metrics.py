@@ -70,13 +70,12 @@ def test_psnr_counts_masked_pixels_only():
 
 
 def test_moving_mask_is_where_the_real_video_moves():
-    condition = np.full((1, 9, 20, 3), 0.5, np.float32)
-    future = np.repeat(condition[:, None], 2, axis=1)
-    future[0, 1, 4, 10, 2] += 0.2
-    future[0, 0, 4, 2] += 0.04
+    frames = np.full((1, 3, 9, 20, 3), 100, np.uint8)
+    frames[0, 2, 4, 10, 2] += 16
+    frames[0, 1, 4, 2] -= 15
     picture = whole((1, 9, 20))
     picture[:, :3] = False
-    mask = metrics.moving_mask(condition, future, picture)
+    mask = metrics.moving_mask(frames, picture)
     expected = np.zeros((9, 20), bool)
     expected[3:7, 8:13] = True
     assert not mask[0, 0].any()

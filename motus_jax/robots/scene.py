@@ -1,0 +1,171 @@
+"""How the ALOHA table looks: our own procedural textures, colours and lights, chosen anew for every episode.
+
+The gym-aloha scene is plain grey, which leaves a video model little to see. All patterns are compiled into one model
+and an episode's `Look` only switches materials and colours, so that one renderer serves every episode.
+"""
+
+import dataclasses
+
+import numpy as np
+from jaxtyping import UInt8
+
+from motus_jax.robots.simulator import mujoco, package_folder
+
+Texture = UInt8[np.ndarray, "S S 3"]
+
+SIZE = 256
+ARMS = ("vx300s_left", "vx300s_right")
+RING = np.linspace(0, 1, SIZE, endpoint=False)
+
+
+def _mix(first: tuple[int, int, int], second: tuple[int, int, int], weight: np.ndarray) -> Texture:
+    """Two colours blended by `weight` [S, S] in 0..1."""
+    weight = np.clip(weight, 0, 1)[..., None]
+    return ((1 - weight) * np.array(first) + weight * np.array(second)).round().astype(np.uint8)
+
+
+def _waves(rng: np.random.Generator, terms: int, highest: int) -> np.ndarray:
+    """Smooth periodic noise [S, S] of mean 0 and standard deviation 1."""
+    y, x = np.meshgrid(RING, RING, indexing="ij")
+    noise = np.zeros((SIZE, SIZE))
+    for _ in range(terms):
+        fy, fx = rng.integers(-highest, highest + 1, 2)
+        noise += np.sin(2 * np.pi * (fy * y + fx * x + rng.random()))
+    return (noise - noise.mean()) / noise.std()
+
+
+def _checker(rng: np.random.Generator) -> Texture:
+    y, x = np.meshgrid(RING, RING, indexing="ij")
+    squares = (np.floor(x * 12) + np.floor(y * 8)) % 2
+    return _mix((196, 176, 140), (92, 112, 132), squares + 0.05 * _waves(rng, 20, 9))
+
+
+def _wood(rng: np.random.Generator) -> Texture:
+    """Planks along x with wavy grain; each plank has its own shade."""
+    y, x = np.meshgrid(RING, RING, indexing="ij")
+    plank = np.floor(y * 7).astype(int)
+    shade = rng.uniform(0, 0.55, 7)[plank]
+    shift = rng.random(7)[plank]
+    grain = np.sin(2 * np.pi * (y * 42 + 0.35 * np.sin(2 * np.pi * (x + shift)) + 1.5 * shift))
+    seam = (y * 7 % 1 < 0.06) | ((x + shift) % 0.5 < 0.008)
+    return _mix((188, 134, 82), (110, 66, 36), shade + 0.16 * grain + 0.9 * seam)
+
+
+def _stripes(rng: np.random.Generator) -> Texture:
+    y, x = np.meshgrid(RING, RING, indexing="ij")
+    bands = np.sin(2 * np.pi * (9 * x + 5 * y)) > 0.15
+    return _mix((66, 128, 112), (208, 206, 176), bands + 0.06 * _waves(rng, 20, 9))
+
+
+def _stone(rng: np.random.Generator) -> Texture:
+    blotches = _waves(rng, 40, 7) * 0.22 + (_waves(rng, 40, 14) > 0.9) * 0.35
+    return _mix((150, 142, 160), (70, 66, 92), 0.4 + blotches)
+
+
+def _dots(rng: np.random.Generator) -> Texture:
+    y, x = np.meshgrid(RING, RING, indexing="ij")
+    row = np.floor(y * 8)
+    radius = np.hypot((x * 12 + 0.5 * (row % 2)) % 1 - 0.5, y * 8 % 1 - 0.5)
+    return _mix((214, 196, 190), (136, 84, 104), (radius < 0.3) + 0.05 * _waves(rng, 20, 9))
+
+
+def _floor(colours: tuple[tuple[int, int, int], tuple[int, int, int]]):
+    def paint(rng: np.random.Generator) -> Texture:
+        return _mix(*colours, 0.5 + 0.28 * _waves(rng, 12, 3))
+
+    return paint
+
+
+TABLES = {"checker": _checker, "wood": _wood, "stripes": _stripes, "stone": _stone, "dots": _dots}
+FLOORS = {
+    "slate": _floor(((48, 60, 84), (84, 100, 124))),
+    "moss": _floor(((52, 78, 58), (104, 122, 84))),
+    "clay": _floor(((110, 66, 54), (150, 104, 84))),
+    "sand": _floor(((134, 122, 98), (172, 160, 134))),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Look:
+    """What an episode looks like. Colours are 0..1."""
+
+    table: str
+    floor: str
+    arms: tuple[tuple[float, float, float], tuple[float, float, float]]
+    lights: tuple[float, float, float]
+    ambient: float
+
+    @classmethod
+    def sample(cls, rng: np.random.Generator) -> "Look":
+        """Draws patterns, arm tints (left cool, right warm, so that they can be told apart) and light strengths."""
+        shade = rng.uniform(-0.06, 0.06, (2, 1)) + rng.uniform(-0.03, 0.03, (2, 3))
+        arms = np.array([[0.34, 0.44, 0.60], [0.62, 0.46, 0.34]]) + shade
+        return cls(
+            table=str(rng.choice(list(TABLES))),
+            floor=str(rng.choice(list(FLOORS))),
+            arms=tuple(tuple(float(v) for v in arm) for arm in arms),
+            lights=tuple(float(v) for v in rng.uniform(0.2, 0.42, 3)),
+            ambient=float(rng.uniform(0.34, 0.46)),
+        )
+
+    def apply(self, model: mujoco.MjModel) -> None:
+        """Switches the model to this look; takes effect with the next picture."""
+        model.geom("table_top").matid = model.material(f"table_{self.table}").id
+        model.geom("floor").matid = model.material(f"floor_{self.floor}").id
+        for prefix, colour in zip(ARMS, self.arms, strict=True):
+            for geom in range(model.ngeom):
+                name = model.geom(geom).name
+                if name.startswith(prefix):
+                    dark = 0.55 if "finger" in name or "gripper" in name else 1.0
+                    model.geom_rgba[geom, :3] = np.array(colour) * dark
+        model.light_diffuse[:] = np.array(self.lights)[:, None]
+        model.vis.headlight.ambient[:] = self.ambient
+
+
+def _add_material(spec: mujoco.MjSpec, name: str, image: Texture, repeat: tuple[float, float]) -> None:
+    texture = spec.add_texture(
+        name=name, type=mujoco.mjtTexture.mjTEXTURE_2D, width=SIZE, height=SIZE, nchannel=3
+    )
+    texture.data = image.tobytes()
+    material = spec.add_material(name=name, texrepeat=repeat, specular=0.1)
+    material.textures[mujoco.mjtTextureRole.mjTEXROLE_RGB] = name
+
+
+def _mount_wrist_cameras(model: mujoco.MjModel) -> None:
+    """The wheel's wrist cameras look at an arm's shoulder through a 20 degree lens; these look along the fingers."""
+    model.vis.map.znear = 0.02 / model.stat.extent
+    position = np.array([-0.02, 0.0, 0.10])
+    forward = np.array([0.16, 0.0, 0.0]) - position
+    forward /= np.linalg.norm(forward)
+    right = np.cross(forward, [0.0, 0.0, 1.0])
+    right /= np.linalg.norm(right)
+    rotation = np.zeros(4)
+    mujoco.mju_mat2Quat(rotation, np.stack([right, np.cross(right, forward), -forward], axis=1).ravel())
+    for side in ("left", "right"):
+        camera = model.camera(f"{side}_wrist").id
+        model.cam_mode[camera] = mujoco.mjtCamLight.mjCAMLIGHT_FIXED
+        model.cam_fovy[camera] = 75
+        model.cam_pos[camera] = position
+        model.cam_quat[camera] = rotation
+
+
+def build_model(layout: str) -> mujoco.MjModel:
+    """Compiles a gym-aloha scene ("transfer_cube" or "insertion") with textures, floor and real wrist cameras.
+
+    Raises:
+      UserError: gym-aloha is not installed.
+    """
+    assets = package_folder("gym_aloha") / "assets"
+    spec = mujoco.MjSpec.from_file(str(assets / f"bimanual_viperx_{layout}.xml"))
+    for patterns, prefix, repeat in ((TABLES, "table", (1, 1)), (FLOORS, "floor", (3, 3))):
+        for index, (name, paint) in enumerate(patterns.items()):
+            _add_material(spec, f"{prefix}_{name}", paint(np.random.default_rng(index)), repeat)
+    plane = dict(type=mujoco.mjtGeom.mjGEOM_PLANE, contype=0, conaffinity=0)
+    # Pictures only: contacts stay with the wheel's own table, half a millimetre lower.
+    spec.worldbody.add_geom(name="table_top", size=[0.61, 0.381, 0.1], pos=[0, 0.6, 0.0005], **plane)
+    spec.worldbody.add_geom(name="floor", size=[4, 4, 0.1], pos=[0, 0.6, -0.75], **plane)
+    spec.camera("top").fovy = 58
+    model = spec.compile()
+    model.vis.quality.offsamples = 0
+    _mount_wrist_cameras(model)
+    return model
