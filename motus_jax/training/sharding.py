@@ -98,7 +98,7 @@ def spec_for(path: str, shape: tuple[int, ...], mesh: Mesh, rules: Sequence[tupl
         if parts > 1 and len(shape) >= -dimension and shape[dimension] % parts == 0:
             axes[dimension] = axis
     free = [d for d, axis in enumerate(axes) if axis is None and shape[d] % mesh.shape["fsdp"] == 0]
-    if rule.fsdp and free:
+    if rule.fsdp and free and mesh.shape["fsdp"] > 1:
         axes[max(free, key=lambda d: shape[d])] = "fsdp"
     return PartitionSpec(*axes)
 

@@ -1,0 +1,341 @@
+"""Checkpoints: what is in one, when they are written, and how a run or a sampler gets it back.
+
+`workdir/checkpoints/STEP/` holds four parts, written asynchronously by Orbax and visible only when complete:
+`state` (parameters, average, optimizer), `frozen` (the video codec), `data` (the grain iterator's position) and `meta`
+(JSON: format version, config, contract, parameter names and shapes, the open window of the curve).
+"""
+
+import dataclasses
+import importlib.metadata
+import json
+import pathlib
+import shutil
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+from jax.experimental import multihost_utils
+from orbax.checkpoint import v1 as ocp
+
+from motus_jax.errors import UserError
+from motus_jax.training.metrics import note
+from motus_jax.weights import tree
+
+FORMAT = 1
+"""Version of the layout above; a reader refuses another one."""
+
+MAY_CHANGE = (
+    "steps", "log_every", "validate_every", "validate_batches", "checkpoint", "platform", "mesh", "sampling",
+    "data.threads", "data.prefetch",
+)  # fmt: skip
+"""Config keys that a resumed run may change: they change neither the model nor the order of the data."""
+
+Meta = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Restored:
+    """A run's position: everything that `Checkpoints.save` was given."""
+
+    step: int
+    state: dict[str, Any]
+    frozen: tree.Tree
+    meta: Meta
+
+
+@dataclasses.dataclass(frozen=True)
+class Loaded:
+    """What sampling and evaluation need; `params` are the averaged parameters, `contract` is the contract's JSON."""
+
+    config: ml_collections.ConfigDict
+    contract: dict[str, Any]
+    params: tree.Tree
+    frozen: tree.Tree
+    step: int
+
+
+class Checkpoints:
+    """The checkpoints of one run; use as a context manager, which waits for the last save.
+
+    Args:
+      workdir: the run's directory.
+      every: save interval in steps.
+      keep: how many of the latest checkpoints survive. At least 2 allow going back when the last one is damaged.
+    """
+
+    def __init__(self, workdir: pathlib.Path, every: int, keep: int) -> None:
+        if every < 1 or keep < 1:
+            raise UserError(f"config.checkpoint: expected every >= 1 and keep >= 1, found every={every}, keep={keep}")
+        self._root = directory_of(workdir)
+        self._every, self._keep = every, keep
+        self._orbax = self._open()
+
+    def _open(self) -> ocp.training.Checkpointer:
+        # Without a decision policy Orbax drops a request that comes while a save is running.
+        return ocp.training.Checkpointer(
+            self._root,
+            context=_context(),
+            save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(self._every),
+            preservation_policy=ocp.training.preservation_policies.LatestN(self._keep),
+        )
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._orbax.close()
+
+    def due(self, step: int) -> bool:
+        """Whether `step` is one to save at."""
+        return self._orbax.should_save(step)
+
+    def save(self, step: int, state: Mapping[str, Any], frozen: tree.Tree, data: Any, meta: Meta) -> None:
+        """Starts a save and returns as soon as the arrays are copied to the host; waits for a save still running.
+
+        Args:
+          data: the grain iterator; its position must be that of the first batch after `step`.
+        """
+        parts = {"state": state, "frozen": frozen, "data": data, "meta": meta}
+        if self._orbax.save_checkpointables_async(step, parts, force=True) is None:
+            raise RuntimeError(f"Orbax refused to save step {step}")
+
+    def wait(self) -> None:
+        """Waits until the last save is complete."""
+        self._orbax.wait()
+
+    def latest_meta(self) -> Meta | None:
+        """The meta of the newest checkpoint that has a readable one; None if there is no checkpoint.
+
+        Raises:
+          UserError: there are checkpoints but none is readable, or its format is another one.
+        """
+        if not self._steps():
+            return None
+        return self._newest_readable(lambda step: read_meta(self._root, step))
+
+    def restore(self, state: Any, data: Any, place_frozen: Callable[[Any], Any]) -> Restored:
+        """The newest checkpoint that is whole, laid out as asked.
+
+        Damaged ones are reported and moved to `workdir/damaged_checkpoints`, since their steps will be saved again.
+
+        Args:
+          state: `jax.ShapeDtypeStruct`s with shardings.
+          data: the grain iterator, whose position is set.
+          place_frozen: from a tree of `jax.ShapeDtypeStruct` to the same tree with shardings.
+
+        Raises:
+          UserError: none is readable.
+        """
+        newest = max(self._steps())
+        restored = self._newest_readable(lambda step: self._load(step, state, data, place_frozen))
+        if restored.step != newest:
+            self._set_aside(restored.step)
+        return restored
+
+    def _load(self, step: int, state: Any, data: Any, place_frozen: Callable[[Any], Any]) -> Restored:
+        meta = read_meta(self._root, step)
+        targets = {"state": state, "frozen": place_frozen(_abstract(meta["frozen"])), "data": data}
+        loaded = self._orbax.load_checkpointables(step, targets)
+        return Restored(step, loaded["state"], loaded["frozen"], meta)
+
+    def _steps(self) -> list[int]:
+        return sorted(checkpoint.step for checkpoint in self._orbax.checkpoints)
+
+    def _newest_readable(self, read: Callable[[int], Any]) -> Any:
+        return newest_readable(self._root, self._steps(), read)
+
+    def _set_aside(self, good: int) -> None:
+        aside = self._root.parent / "damaged_checkpoints"
+        if jax.process_index() == 0:
+            aside.mkdir(exist_ok=True)
+            for step in self._steps():
+                if step > good:
+                    shutil.rmtree(aside / str(step), ignore_errors=True)
+                    shutil.move(self._root / str(step), aside / str(step))
+        if jax.process_count() > 1:
+            multihost_utils.sync_global_devices("damaged checkpoints set aside")
+        self._orbax.close()
+        self._orbax = self._open()
+
+
+def load_for_inference(workdir: str | pathlib.Path, step: int | None = None) -> Loaded:
+    """Reads what sampling and evaluation need from a run's checkpoint, onto the first device.
+
+    Args:
+      workdir: the run's directory.
+      step: which checkpoint; None is the newest that is whole.
+
+    Raises:
+      UserError: no checkpoint, no such step, another format, or nothing readable.
+    """
+    workdir = pathlib.Path(workdir)
+    root = directory_of(workdir)
+    steps = available_steps(workdir)
+    if not steps:
+        raise UserError(f"no checkpoint in {workdir}: expected a directory written by motus_jax.train --workdir")
+    if step is not None and step not in steps:
+        raise UserError(f"no checkpoint of step {step} in {workdir}: found steps {', '.join(map(str, steps))}")
+    return newest_readable(root, steps if step is None else [step], lambda s: _load_inference(root, s))
+
+
+def _load_inference(root: pathlib.Path, step: int) -> Loaded:
+    meta = read_meta(root, step)
+    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+
+    def on_device(shapes: Any) -> Any:
+        return jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=device), shapes)
+
+    params = _abstract(meta["parameters"])
+    ema = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, np.float32), tree.select(params, meta["trained"]))
+    targets = {"state": on_device({"params": params, "ema": ema}), "frozen": on_device(_abstract(meta["frozen"]))}
+    context = _context()
+    context.pytree.loading.partial_load = True  # the optimizer's state stays on disk
+    with context:
+        parts = ocp.load_checkpointables(root / str(step), targets)
+    params = tree.overlay(parts["state"]["params"], parts["state"]["ema"])
+    return Loaded(config_from_json(meta["config"]), meta["contract"], params, parts["frozen"], step)
+
+
+def available_steps(workdir: str | pathlib.Path) -> list[int]:
+    """Steps with a complete checkpoint, ascending."""
+    root = directory_of(pathlib.Path(workdir))
+    if not root.is_dir():
+        return []
+    return sorted(int(path.name) for path in root.iterdir() if path.name.isdigit())
+
+
+def directory_of(workdir: pathlib.Path) -> pathlib.Path:
+    return workdir.absolute() / "checkpoints"
+
+
+def newest_readable(root: pathlib.Path, steps: list[int], read: Callable[[int], Any]) -> Any:
+    """`read(step)` of the newest step for which it succeeds; says which ones it gave up on.
+
+    Raises:
+      UserError: none succeeds, or `read` raises it.
+    """
+    reason = ""
+    for step in sorted(steps, reverse=True):
+        try:
+            return read(step)
+        except UserError:
+            raise
+        except Exception as error:  # Orbax, tensorstore and JSON raise many types on damaged files
+            reason = " ".join(str(error).split())[:300]
+            note(f"checkpoint {root / str(step)} cannot be read ({type(error).__name__}: {reason}); trying the one before")
+    raise UserError(
+        f"none of the checkpoints {', '.join(map(str, steps))} in {root} can be read (last reason: {reason});"
+        " restore a copy, or start again with another --workdir"
+    )
+
+
+def make_meta(
+    config: ml_collections.ConfigDict, contract: Mapping[str, Any], params: tree.Tree, frozen: tree.Tree,
+    trained: frozenset[str],
+) -> Meta:  # fmt: skip
+    """The part of the meta that stays the same over a run; `window` is added at each save."""
+    return {
+        "format": FORMAT,
+        "versions": {name: importlib.metadata.version(name) for name in ("jax", "flax", "optax", "orbax-checkpoint")},
+        "config": config_to_json(config),
+        "contract": json.loads(json.dumps(contract)),
+        "parameters": _shapes(params),
+        "frozen": _shapes(frozen),
+        "trained": sorted(trained),
+    }
+
+
+def read_meta(root: pathlib.Path, step: int) -> Meta:
+    """The JSON part of one checkpoint.
+
+    Raises:
+      UserError: another format version.
+    """
+    meta = json.loads((root / str(step) / "meta" / "data.json").read_text())
+    if meta["format"] != FORMAT:
+        raise UserError(f"checkpoint {root / str(step)}: expected format {FORMAT}, found {meta['format']}")
+    return meta
+
+
+def check_same_run(meta: Meta, config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
+    """Refuses to resume with a config that would make another model or another order of data.
+
+    Raises:
+      UserError: names the first key that differs.
+    """
+    difference = first_difference(meta["config"], config_to_json(config), MAY_CHANGE)
+    if difference:
+        key, saved, asked = difference
+        raise UserError(
+            f"config.{key}: the checkpoint in {workdir} was trained with {saved!r}, expected the same, found {asked!r};"
+            " undo the change or use another --workdir"
+        )
+
+
+def check_same_contract(meta: Meta, contract: Mapping[str, Any], workdir: pathlib.Path) -> None:
+    """Refuses to resume on data of another contract.
+
+    Raises:
+      UserError: names the first field that differs.
+    """
+    difference = first_difference(meta["contract"], json.loads(json.dumps(contract)))
+    if difference:
+        field, saved, found = difference
+        raise UserError(
+            f"contract field {field!r}: the checkpoint in {workdir} expects {saved!r}, found {found!r} in the dataset;"
+            " use the dataset it was trained on or another --workdir"
+        )
+
+
+ABSENT = "(absent)"
+
+
+def first_difference(saved: Any, found: Any, ignore: tuple[str, ...] = (), path: str = "") -> tuple[str, Any, Any] | None:
+    """The first key, in sorted order, at which two JSON values differ: (dotted key, saved, found)."""
+    if path in ignore:
+        return None
+    if not (isinstance(saved, Mapping) and isinstance(found, Mapping)):
+        return None if saved == found else (path, saved, found)
+    for key in sorted(set(saved) | set(found)):
+        inner = f"{path}.{key}" if path else key
+        difference = first_difference(saved.get(key, ABSENT), found.get(key, ABSENT), ignore, inner)
+        if difference:
+            return difference
+    return None
+
+
+def config_to_json(config: ml_collections.ConfigDict) -> dict[str, Any]:
+    """The config as JSON would give it back (tuples become lists)."""
+    return json.loads(json.dumps(config.to_dict()))
+
+
+def config_from_json(values: Mapping[str, Any]) -> ml_collections.ConfigDict:
+    """The inverse of `config_to_json`; lists become tuples, as configs have them."""
+
+    def tuples(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {key: tuples(inner) for key, inner in value.items()}
+        return tuple(map(tuples, value)) if isinstance(value, list) else value
+
+    return ml_collections.ConfigDict(tuples(values))
+
+
+def _context() -> ocp.Context:
+    """Orbax settings: `meta` is one JSON file rather than one array file per number."""
+    registry = ocp.handlers.local_registry()
+    registry.add(ocp.handlers.JsonHandler, checkpointable_name="meta")
+    context = ocp.Context()
+    context.checkpointables.registry = registry
+    return context
+
+
+def _shapes(params: tree.Tree) -> dict[str, Any]:
+    return {path: [list(leaf.shape), str(np.dtype(leaf.dtype))] for path, leaf in tree.flatten(params).items()}
+
+
+def _abstract(shapes: Mapping[str, Any]) -> tree.Tree:
+    return tree.unflatten({
+        path: jax.ShapeDtypeStruct(tuple(shape), jax.numpy.dtype(dtype)) for path, (shape, dtype) in shapes.items()
+    })

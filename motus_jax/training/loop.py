@@ -1,0 +1,296 @@
+"""The training loop, told in acts: mesh, data, model, state (new or restored), step, loop."""
+
+import contextlib
+import dataclasses
+import json
+import os
+import pathlib
+import signal
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
+
+from motus_jax import modes
+from motus_jax.training import checkpoint, metrics, sharding, step, table
+from motus_jax.training.metrics import note
+from motus_jax.training.optimizer import Optimizer, make_optimizer
+
+Batch = Mapping[str, np.ndarray]
+
+VALIDATION = 2**32 - 1
+"""Folded into the seed's key for validation noise; no step has this number."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """What the loop needs of a dataset.
+
+    Attributes:
+      batches: grain iterator over this process's part of the training batches, endless, checkpointable.
+      validation: fixed held-out batches, the same in every run.
+      codec_frames: makes frames uint8 [M, 1+Nf, H, W, 3] of the training split, to fit the frozen part on.
+      contract: JSON.
+    """
+
+    batches: Iterator[Batch]
+    validation: list[Batch]
+    codec_frames: Callable[[], np.ndarray]
+    contract: dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What stays the same from the first step to the last."""
+
+    config: ml_collections.ConfigDict
+    mesh: Mesh
+    data: Data
+    frozen: Any
+    meta: checkpoint.Meta
+    seed_key: jax.Array
+    train_step: Callable[..., tuple[step.State, step.Metrics]]
+    eval_step: Callable[..., step.Metrics]
+    checkpoints: checkpoint.Checkpoints
+    curve: metrics.Curve
+    writer: metrics.Writer
+    ledger: metrics.Ledger
+    progress: metrics.Progress
+
+
+def train(
+    config: ml_collections.ConfigDict,
+    workdir: str | pathlib.Path,
+    make_system: Callable[[ml_collections.ConfigDict], step.Trainable],
+    make_data: Callable[[ml_collections.ConfigDict], Data],
+) -> bool:
+    """Trains until `config.steps` updates are made, from the newest checkpoint in `workdir` if there is one.
+
+    Args:
+      config: an experiment's config (`experiments/`).
+      workdir: receives `checkpoints/`, `config.json`, `metrics.jsonl`, `timing.jsonl` and `tensorboard/`.
+
+    Returns:
+      True if the run is complete; False if SIGTERM stopped it (after saving).
+
+    Raises:
+      UserError: a bad config, a checkpoint of another run, or a loss that is not finite.
+    """
+    workdir, ledger = pathlib.Path(workdir), metrics.Ledger()
+    with contextlib.ExitStack() as stack:
+        checkpoints = stack.enter_context(
+            checkpoint.Checkpoints(workdir, config.checkpoint.every, config.checkpoint.keep)
+        )
+        found = checkpoints.latest_meta()
+        if found is not None:
+            checkpoint.check_same_run(found, config, workdir)
+            if found["step"] >= config.steps:
+                note(f"{workdir} is trained to step {found['step']} of {config.steps}: nothing to do")
+                return True
+
+        with ledger.time("init"):
+            note("Mesh")
+            mesh = sharding.make_mesh(config.mesh)
+            stack.enter_context(jax.set_mesh(mesh))
+            sharding.check_batch(config.batch_size, config.optimizer.accumulate, mesh)
+            note(f"  {dict(mesh.shape)} on {mesh.size} x {jax.devices()[0].device_kind}")
+
+            note("Data")
+            data = make_data(config)
+            if found is not None:
+                checkpoint.check_same_contract(found, data.contract, workdir)
+
+            note("Model and optimizer")
+            system = make_system(config)
+            key = jax.device_put(jax.random.key(config.seed), sharding.replicated(mesh))
+            optimizer = make_optimizer(config.optimizer, jax.eval_shape(system.init, key), config.steps)
+
+            note("State")
+            if found is None:
+                state, frozen, start, window = _new(system, optimizer, key, mesh, data)
+            else:
+                state, frozen, start, window = _restored(system, optimizer, key, mesh, data, checkpoints)
+            note(table.parameter_table(state["params"], optimizer))
+
+            note("Step")
+            train_step = step.make_train_step(
+                system, optimizer, ema=config.optimizer.ema, accumulate=config.optimizer.accumulate, mesh=mesh,
+                state_shardings=jax.tree.map(lambda leaf: leaf.sharding, state),
+            )  # fmt: skip
+            _write_config(config, workdir)
+            writer = metrics.Writer(workdir, start)
+            stack.callback(writer.close)
+
+        run = Run(
+            config=config,
+            mesh=mesh,
+            data=data,
+            frozen=frozen,
+            meta=checkpoint.make_meta(config, data.contract, state["params"], frozen, optimizer.trained),
+            seed_key=key,
+            train_step=train_step,
+            eval_step=step.make_eval_step(system, mesh),
+            checkpoints=checkpoints,
+            curve=metrics.Curve(writer, window),
+            writer=writer,
+            ledger=ledger,
+            progress=metrics.Progress(config.steps, config.batch_size, ledger, start),
+        )
+        return _loop(run, state, start, stack.enter_context(_sigterm()))
+
+
+Position = tuple[step.State, Any, int, list[dict[str, float]]]
+"""(state, frozen, updates made, rows of the curve's open window)"""
+
+
+def _new(system: step.Trainable, optimizer: Optimizer, key: jax.Array, mesh: Mesh, data: Data) -> Position:
+    init, placed, _ = _abstract_state(system, optimizer, key, mesh)
+    note("  fitting the frozen part on training frames")
+    frozen = system.fit_frozen(data.codec_frames())
+    frozen = jax.device_put(frozen, sharding.tree_shardings(frozen, mesh, sharding.FROZEN_RULES))
+    return jax.jit(init, out_shardings=placed)(key), frozen, 0, []
+
+
+def _restored(
+    system: step.Trainable, optimizer: Optimizer, key: jax.Array, mesh: Mesh, data: Data,
+    checkpoints: checkpoint.Checkpoints,
+) -> Position:  # fmt: skip
+    _, placed, abstract = _abstract_state(system, optimizer, key, mesh)
+
+    def place_frozen(shapes: Any) -> Any:
+        return _with_shardings(shapes, sharding.tree_shardings(shapes, mesh, sharding.FROZEN_RULES))
+
+    restored = checkpoints.restore(_with_shardings(abstract, placed), data.batches, place_frozen)
+    note(f"  restored step {restored.step}")
+    return restored.state, restored.frozen, restored.step, restored.meta["window"]
+
+
+def _abstract_state(
+    system: step.Trainable, optimizer: Optimizer, key: jax.Array, mesh: Mesh
+) -> tuple[Callable[[jax.Array], step.State], Any, Any]:
+    def init(key: jax.Array) -> step.State:
+        return step.init_state(system, optimizer, key)
+
+    abstract = jax.eval_shape(init, key)
+    return init, sharding.tree_shardings(abstract, mesh), abstract
+
+
+def _with_shardings(shapes: Any, shardings: Any) -> Any:
+    return jax.tree.map(lambda s, placed: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=placed), shapes, shardings)
+
+
+def _loop(run: Run, state: step.State, start: int, stop: Callable[[int], bool]) -> bool:
+    """Steps `start` + 1 to `config.steps`; see `train`."""
+    config, ledger = run.config, run.ledger
+    with ledger.time("data_wait"):
+        batch = _next_batch(run)
+    with ledger.time("compile"):
+        note("  compiling the step")
+        train_step = run.train_step.lower(state, run.frozen, batch, run.seed_key).compile()
+    note(f"  compiled in {ledger.seconds['compile']:.1f} s")
+    note(f"Loop: steps {start + 1} to {config.steps}")
+    validation_keys = list(jax.random.split(jax.random.fold_in(run.seed_key, VALIDATION), len(run.data.validation)))
+    before = None
+    with jax.transfer_guard("disallow"):
+        for number in range(start + 1, config.steps + 1):
+            with ledger.time("step"):
+                state, values = train_step(state, run.frozen, batch, run.seed_key)
+                run.curve.add(number, values)
+            complete = number == config.steps
+            last = complete or stop(number)
+            if complete or number % config.log_every == 0:
+                _report(run, number, run.curve.end_window(number))
+            if complete or number % config.validate_every == 0:
+                _report(run, number, run.curve.flush())
+                with ledger.time("eval"):
+                    _validate(run, number, state, validation_keys)
+            if last or run.checkpoints.due(number):
+                _save(run, number, state)
+            if last:
+                break
+            # The step runs while the next batch is fetched and copied; at most two steps are in flight.
+            with ledger.time("data_wait"):
+                batch = _next_batch(run)
+            with ledger.time("step"):
+                jax.block_until_ready(before)
+                before = values
+    with ledger.time("checkpoint"):
+        run.checkpoints.wait()
+    _farewell(run, number, complete)
+    return complete
+
+
+def _next_batch(run: Run) -> dict[str, jax.Array]:
+    return sharding.put_batch(next(run.data.batches), run.mesh)
+
+
+def _report(run: Run, number: int, written: tuple[int, dict[str, float]] | None) -> None:
+    """Says how the window that was just written went, and how fast the run is now."""
+    if written is None:
+        return
+    speed = run.progress.report(number)
+    run.writer.timing(number, {**speed, "seconds": run.ledger.report()})
+    note(run.progress.line(*written, speed))
+
+
+def _validate(run: Run, number: int, state: step.State, keys: list[jax.Array]) -> None:
+    """Losses of the averaged parameters in every mode on the held-out batches, always with the same noise."""
+    results = {name: [] for name in modes.MODES}
+    for batch, key in zip(run.data.validation, keys):
+        on_device = sharding.put_batch(batch, run.mesh)
+        for mode, values in results.items():
+            values.append(run.eval_step(state, run.frozen, on_device, key, mode=mode))
+    means = {mode: metrics.window_means(jax.device_get(values)) for mode, values in results.items()}
+    run.writer.scalars(
+        number, {f"val/{mode}/{name}": value for mode, values in means.items() for name, value in values.items()}
+    )
+    note(f"  validation at {number}: " + "  ".join(f"{mode} {values['loss']:.4f}" for mode, values in means.items()))
+
+
+def _save(run: Run, number: int, state: step.State) -> None:
+    """Writes what is known of the curve (which also refuses a state that is not finite), then starts the save."""
+    with run.ledger.time("step"):
+        jax.block_until_ready(state)
+    _report(run, number, run.curve.flush())
+    with run.ledger.time("checkpoint"):
+        meta = {**run.meta, "step": number, "window": run.curve.rows}
+        run.checkpoints.save(number, state, run.frozen, run.data.batches, meta)
+
+
+def _farewell(run: Run, number: int, complete: bool) -> None:
+    report = run.ledger.report()
+    run.writer.timing(number, {"seconds": report, "finished": complete})
+    spent = ", ".join(f"{name} {seconds:.1f}" for name, seconds in report.items())
+    note(f"seconds: {spent}")
+    if complete:
+        note(f"trained to step {number}")
+    else:
+        note(f"stopped by SIGTERM after step {number}; saved. Run the same command again to go on")
+
+
+def _write_config(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
+    if jax.process_index() == 0:
+        partial = workdir / "config.json.partial"
+        partial.write_text(json.dumps(checkpoint.config_to_json(config), indent=1) + "\n")
+        os.replace(partial, workdir / "config.json")
+
+
+@contextlib.contextmanager
+def _sigterm() -> Iterator[Callable[[int], bool]]:
+    """Yields `stop(step)`: whether SIGTERM has arrived, on any host (all hosts agree on the step)."""
+    arrived = []
+    before = signal.signal(signal.SIGTERM, lambda *_: arrived.append(True))
+
+    def stop(number: int) -> bool:
+        if jax.process_count() > 1:
+            return multihost_utils.reached_preemption_sync_point(number)
+        return bool(arrived)
+
+    try:
+        yield stop
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,27 @@
+"""The parameter table that a run prints at its start."""
+
+import math
+
+from motus_jax.training.optimizer import Optimizer
+from motus_jax.weights import tree
+
+
+def parameter_table(params: tree.Tree, optimizer: Optimizer) -> str:
+    """One line per leaf: path, shape, sharding, learning-rate multiplier and weight decay (or `frozen`); then totals.
+
+    Args:
+      params: arrays with shardings.
+    """
+    flat = tree.flatten(params)
+    rows = [("parameter", "shape", "type", "split over", "rate x", "decay")]
+    for path, leaf in flat.items():
+        trained = path in optimizer.trained
+        rate = f"{optimizer.multipliers[path]:g}" if trained else "frozen"
+        decay = f"{optimizer.decays[path]:g}" if trained else ""
+        split = " ".join(str(axis or "-") for axis in leaf.sharding.spec) or "replicated"
+        rows.append((path, "x".join(map(str, leaf.shape)), str(leaf.dtype), split, rate, decay))
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = ["  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows]
+    total = sum(math.prod(leaf.shape) for leaf in flat.values())
+    trained = sum(math.prod(leaf.shape) for path, leaf in flat.items() if path in optimizer.trained)
+    return "\n".join([*lines, f"  {total:,} parameters, {trained:,} of them trained"])
