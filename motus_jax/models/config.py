@@ -1,6 +1,7 @@
 """Sizes of the model as frozen dataclasses, and the table of named variants."""
 
 import dataclasses
+from collections.abc import Mapping
 
 from motus_jax.errors import UserError
 
@@ -101,24 +102,23 @@ VARIANTS: dict[str, MotusConfig] = {
 """`5b` is the public 8B layout without its VLM: 4,999,787,712 + 641,527,822 + 253,493,760 parameters."""
 
 
-def get_variant(name: str, **changes: object) -> MotusConfig:
-    """A row of `VARIANTS`; `changes` replace fields, dotted for the experts, e.g. `{"action.action_dim": 7}`.
+def get_variant(name: str, overrides: Mapping[str, object] | None = None) -> MotusConfig:
+    """A row of `VARIANTS` with some fields replaced, e.g. `{"depth": 4, "action": {"action_dim": 7}}`.
 
     Raises:
       UserError: the variant or a field does not exist.
     """
     if name not in VARIANTS:
         raise UserError(f"unknown model variant {name!r}: expected one of {', '.join(VARIANTS)}")
-    config = VARIANTS[name]
-    for path, value in changes.items():
-        config = _replace(config, path.split("."), value, path)
-    return config
+    return _replace(VARIANTS[name], overrides or {})
 
 
-def _replace(config: object, parts: list[str], value: object, path: str) -> object:
+def _replace(config: object, overrides: Mapping[str, object]) -> object:
     names = [field.name for field in dataclasses.fields(config)]
-    if parts[0] not in names:
-        raise UserError(f"unknown model field {path!r}: {type(config).__name__} has {', '.join(names)}")
-    if len(parts) > 1:
-        value = _replace(getattr(config, parts[0]), parts[1:], value, path)
-    return dataclasses.replace(config, **{parts[0]: value})
+    for name, value in overrides.items():
+        if name not in names:
+            raise UserError(f"unknown model field {name!r}: {type(config).__name__} has {', '.join(names)}")
+        if isinstance(value, Mapping):
+            value = _replace(getattr(config, name), value)
+        config = dataclasses.replace(config, **{name: value})
+    return config

@@ -15,6 +15,7 @@ import matplotlib
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from PIL import Image, ImageDraw, ImageFont
 
 SCALE = 3
@@ -137,7 +138,7 @@ def action_figure(
     columns = 7 if len(shown) % 7 == 0 else min(len(shown), 4)
     rows = -(-len(shown) // columns)
     times = np.arange(1, len(real) + 1) / hz
-    with matplotlib.rc_context({"font.size": 8, "axes.titlesize": 8.5, "svg.fonttype": "none"}):
+    with matplotlib.rc_context({"font.size": 8, "axes.titlesize": 8, "svg.fonttype": "none"}):
         figure = Figure(figsize=(2.05 * columns, 1.75 * rows + 0.45), layout="constrained")
         axes = figure.subplots(rows, columns, squeeze=False)
         for place, axis in enumerate(axes.flat):
@@ -173,6 +174,7 @@ def _plot_dimension(axis, times: np.ndarray, real: np.ndarray, predicted: Mappin
     else:
         axis.set_ylim(min(low, -0.05), max(high, 1.05))
     axis.set_xlim(left=-0.04 * times[-1])
+    axis.xaxis.set_major_locator(MaxNLocator(4))
     axis.grid(alpha=0.25, linewidth=0.6)
     axis.spines[["top", "right"]].set_visible(False)
     axis.tick_params(length=2)

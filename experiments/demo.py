@@ -1,0 +1,72 @@
+"""Motus at demo size on simulated ALOHA episodes: all five modes from one model, on a laptop.
+
+  launch/local.sh experiments/demo.py
+"""
+
+import ml_collections
+
+
+def get_config() -> ml_collections.ConfigDict:
+    """The demo; every other experiment starts from it and changes what differs."""
+    config = ml_collections.ConfigDict()
+    config.seed = 0
+    config.platform = ""  # cpu, gpu, tpu, or empty: JAX chooses
+    config.steps = 2000
+    config.batch_size = 16
+    # One of the five modes, `unified`, or weights over them.
+    config.mode = ml_collections.ConfigDict(
+        {"joint": 0.2, "vla": 0.2, "world_model": 0.2, "inverse_dynamics": 0.2, "video": 0.2}
+    )
+    config.data = ml_collections.ConfigDict({
+        "path": "datasets/aloha_sim",
+        "cameras": ("top", "left_wrist", "right_wrist"),
+        "image_size": (112, 96),  # height, width of the tiled picture
+        "action_hz": 10.0,
+        "video_hz": 5.0,
+        "chunk": 16,
+        "video_frames": 8,
+        "action_space": "delta",
+        "normalisation": "meanstd",
+        "action_dim": 14,
+        "state_dim": 14,
+        "instruction_length": 64,
+        "prompt_template": "plain",
+        "cache_gib": 2.0,
+        "threads": 2,
+        "prefetch": 4,
+    })
+    config.model = ml_collections.ConfigDict({
+        "variant": "demo",
+        "overrides": {},
+        "prediction": {"video": "velocity", "action": "velocity"},
+        "text_encoder": {"heads": 4, "head_dim": 16, "mlp": 128, "depth": 1},
+        "vlm": {"heads": 4, "mlp": 256, "depth": 2},
+        "video_codec": {"patch": 8, "group": 4, "whitening": 0.5},
+    })
+    config.noise = ml_collections.ConfigDict({
+        "video": {"schedule": "shift", "parameter": 2.0},
+        "action": {"schedule": "shift", "parameter": 2.0},
+        "endpoint_probability": 0.02,
+    })
+    config.loss = ml_collections.ConfigDict({"video": 1.0, "action": 1.0, "video_average": "future"})
+    config.optimizer = ml_collections.ConfigDict({
+        "name": "adamw",
+        "b1": 0.9,
+        "b2": 0.95,
+        "eps": 1e-8,
+        "clip": 1.0,
+        "schedule": {"name": "warmup_cosine", "peak": 2e-3, "warmup": 100, "end": 2e-5},
+        "lr_multipliers": ((".*", 1.0),),
+        "weight_decay": ((".*(bias|scale|modulation|registers|position.*|embedding)$", 0.0), (".*", 0.01)),
+        "frozen": (),
+        "ema": 0.995,
+        "accumulate": 1,
+    })
+    config.mesh = ml_collections.ConfigDict({"replica": 1, "fsdp": -1, "tensor": 1})
+    config.sampling = ml_collections.ConfigDict(
+        {"video_steps": 4, "action_steps": 4, "solver": "euler", "grid_shift": 1.0}
+    )
+    config.checkpoint = ml_collections.ConfigDict({"every": 500, "keep": 2})
+    config.log_every = 20
+    config.validate_every = 500
+    return config

@@ -1,0 +1,60 @@
+"""The sampler of all five modes: one compiled call from a batch of observations to video and actions."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, PRNGKeyArray
+
+from motus_jax.models.system import Clean, System, unit
+from motus_jax.modes import Mode, Role, get_mode
+from motus_jax.sampling.denoise import denoise, make_plan
+
+Sampler = Callable[[Mapping, Mapping, Mapping[str, Array], PRNGKeyArray], dict[str, Array]]
+
+
+def make_sampler(system: System, mode: str, sampling: Any) -> Sampler:
+    """Compiles the denoising loop of one mode.
+
+    Args:
+      mode: a row of `motus_jax.modes.MODES`.
+      sampling: `video_steps`, `action_steps`, `solver` (a row of `flow_matching.SOLVERS`) and `grid_shift`.
+
+    Returns:
+      `sample(params, frozen, batch, key)`; `batch` follows `motus_jax.data.example`. Of its future frames and actions
+      only what the mode is given is read; the rest is overwritten with noise. The result holds what the mode returns:
+      `video` float32 [B, 1+Nf, H, W, 3] in [0, 1], condition frame first, and `actions` float32 [B, T, A], normalised.
+      The same key gives the same result.
+    """
+    row = get_mode(mode)
+    plan = make_plan(row, sampling.video_steps, sampling.action_steps, sampling.grid_shift)
+
+    @jax.jit
+    def sample(params: Mapping, frozen: Mapping, batch: Mapping[str, Array], key: PRNGKeyArray) -> dict[str, Array]:
+        clean = system.encode(frozen, batch)
+        context = system.context(params, batch, cache=True)
+        video, actions = _start(row, clean, key)
+
+        def field(video: Array, actions: Array, tau_video: Array, tau_action: Array) -> tuple[Array, Array]:
+            return system.velocities(params, video, actions, clean.state, tau_video, tau_action, context)
+
+        latents, actions = denoise(field, video, actions, clean.video[:, :1], plan, sampling.solver)
+        result = {}
+        if row.returns_video:
+            frames = system.codec.decode(frozen["video_codec"], latents, unit(batch["frames"][:, :1]))
+            result["video"] = (frames + 1) / 2
+        if row.returns_actions:
+            result["actions"] = actions
+        return result
+
+    return sample
+
+
+def _start(mode: Mode, clean: Clean, key: PRNGKeyArray) -> tuple[Array, Array]:
+    """Given data where the mode gives it, else noise drawn once."""
+    rows = ((mode.video, clean.video), (mode.action, clean.actions))
+    return tuple(
+        data if role is Role.GIVEN else jax.random.normal(jax.random.fold_in(key, i), data.shape, jnp.float32)
+        for i, (role, data) in enumerate(rows)
+    )
