@@ -1,0 +1,48 @@
+"""The one schema every data source produces and everything else reads."""
+
+from typing import NotRequired, TypedDict
+
+import numpy as np
+from jaxtyping import Bool, Float, Int, UInt8
+
+
+class Example(TypedDict):
+    """One moment of one episode: what the robot sees, what it does next and what that looks like.
+
+    A batch has the same keys with one leading axis B. Letters: Nf future video frames, H W picture size in pixels,
+    P state dim, A action dim, T actions in a chunk, L instruction length.
+
+    Attributes:
+      frames: the condition frame, then Nf future frames, RGB 0..255; the cameras tiled into one picture
+        (`motus_jax.data.cameras`). Frame 0 is at time c, frame j at c + j / video_hz seconds.
+      state: joint state at c, normalised; dims that the robot lacks are 0.
+      actions: action i is the joint target for c + (i + 1) / action_hz seconds, in the action space of the contract,
+        normalised; dims that the robot lacks are 0.
+      action_mask: True where `actions` holds a real value: False for dims that the robot lacks. Steps beyond the
+        episode's end repeat its last action (policy "hold") and are real.
+      instruction: bytes of the prompt plus one, 0 where there is no text (`motus_jax.data.tokenizer`).
+      instruction_mask: True where there is text.
+      episode: index of the episode in its dataset.
+      frame: the row c of the episode at which the chunk starts.
+      source: which dataset of a mixture the example is from; 0 when there is one.
+      layer: layer of the data pyramid, 1 (web video) to 6 (target robot).
+      embodiment: which robot of a mixture; 0 when there is one.
+      raw_state: evaluation only: the robot's own state at c, in its units (radians for joints), unpadded.
+      raw_actions: evaluation only: absolute joint targets of the chunk, in the robot's units, unpadded.
+      valid: evaluation only: False for a record that only fills up the last batch.
+    """
+
+    frames: UInt8[np.ndarray, "1+Nf H W 3"]
+    state: Float[np.ndarray, "P"]
+    actions: Float[np.ndarray, "T A"]
+    action_mask: Bool[np.ndarray, "T A"]
+    instruction: Int[np.ndarray, "L"]
+    instruction_mask: Bool[np.ndarray, "L"]
+    episode: np.int32
+    frame: np.int32
+    source: np.int32
+    layer: np.int32
+    embodiment: np.int32
+    raw_state: NotRequired[Float[np.ndarray, "Pr"]]
+    raw_actions: NotRequired[Float[np.ndarray, "T Ar"]]
+    valid: NotRequired[np.bool_]

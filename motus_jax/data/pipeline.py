@@ -1,0 +1,307 @@
+"""From a dataset on disk to batches: `make_dataset`, `make_iterator`, `eval_batches`.
+
+The order of the data depends on the seed and the step only: never on hosts, threads or timing. Position p of the run
+holds shuffled example p (reshuffled every epoch); step k is positions k B .. (k + 1) B - 1, of which each host takes
+its own block, so that the blocks side by side are the same global batch whatever the number of hosts.
+"""
+
+import logging
+import pathlib
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+import grain
+import numpy as np
+from absl import flags
+from jaxtyping import Float
+from ml_collections import ConfigDict
+
+from motus_jax.data import statistics as statistics_lib
+from motus_jax.data import tokenizer
+from motus_jax.data.contract import Contract
+from motus_jax.data.example import Example
+from motus_jax.data.frame_store import FrameStore
+from motus_jax.data.lerobot import ACTION, STATE, LeRobotDataset
+from motus_jax.data.prompt import build_prompt, prefix_bytes
+from motus_jax.data.sampling import Timing
+from motus_jax.errors import UserError
+
+DEFAULTS: dict[str, Any] = {
+    "path": "datasets/aloha_sim",  # folder of a LeRobot dataset
+    "cameras": ("top", "left_wrist", "right_wrist"),  # main camera first
+    "image_size": (112, 96),  # (H, W) of the tiled picture
+    "action_hz": 10.0,
+    "video_hz": 5.0,
+    "chunk": 16,  # actions T
+    "video_frames": 8,  # future frames Nf
+    "state_dim": 14,  # of the model; a robot with fewer is padded and masked
+    "action_dim": 14,
+    "action_space": "delta",
+    "normalisation": "meanstd",
+    "instruction_length": 64,
+    "prompt": "plain",  # a template of motus_jax.data.prompt
+    "statistics": "",  # file of statistics; beside the dataset when empty
+    "layer": 6,  # of the data pyramid: 6 is the target robot
+    "cache_gib": 2.0,  # memory for decoded episodes
+    "threads": 2,  # threads that assemble batches
+    "prefetch": 4,  # batches assembled ahead
+}
+
+_log = logging.getLogger(__name__)
+
+
+class Dataset:
+    """One split of one dataset, as examples.
+
+    Attributes:
+      settings: `config.data` with every key filled in.
+      source: the tables and videos.
+      episodes: episode indices of the split.
+      starts: int32 [n, 2], (episode, row) of every chunk of the split, in order.
+      timing: rates and chunk length.
+      statistics: of the training split.
+      spec: the contract as an object; `contract()` gives it as JSON.
+    """
+
+    def __init__(self, settings: Mapping[str, Any], split: str, contract: Contract | None = None):
+        """See `make_dataset`."""
+        self.settings = settings
+        self.source = LeRobotDataset(settings["path"])
+        self.episodes = self.source.split(split)
+        if not self.episodes:
+            raise UserError(f"split {split!r} in {self.source.path}: expected at least one episode; found none")
+        rates = (float(settings["action_hz"]), float(settings["video_hz"]))
+        self.timing = Timing(self.source.fps, *rates, int(settings["chunk"]), int(settings["video_frames"]))
+        self._store = FrameStore(
+            self.source, settings["cameras"], settings["image_size"], int(float(settings["cache_gib"]) * 2**30)
+        )
+        file = pathlib.Path(settings["statistics"]) if settings["statistics"] else None
+        self.statistics = statistics_lib.load_or_compute(self.source, self.timing, file)
+        self.spec = self._make_spec(contract)
+        self._prompts = {text: self._tokens(text) for text in sorted(set(self.source.tasks.values()))}
+        self.starts = np.array(
+            [(e, row) for e in self.episodes for row in self.timing.starts(self.source.episode(e).length)], np.int32
+        )
+
+    def contract(self) -> dict[str, Any]:
+        """Everything that sampling and serving must match, as JSON (`motus_jax.data.contract.Contract`)."""
+        return self.spec.to_json()
+
+    def preload(self) -> None:
+        """Decodes the split's videos into memory, as far as `data.cache_gib` allows."""
+        self._store.preload(self.episodes, int(self.settings["threads"]))
+
+    def example(self, episode: int, frame: int) -> Example:
+        """The example whose chunk starts at row `frame` of `episode`, any row; beyond the end the last row is held.
+
+        Raises:
+          UserError: episode or frame out of range, or the video is missing or broken.
+        """
+        length = self.source.episode(episode).length
+        if not 0 <= frame < length:
+            raise UserError(f"frame {frame} of episode {episode}: expected 0 to {length - 1}; found no such frame")
+        state = self.raw_state(episode, frame)
+        actions = self.spec.normalise_actions(self.raw_actions(episode, frame), state)
+        real = np.arange(self.spec.action_dim) < self.spec.robot_action_dim
+        tokens, text = self._prompts[self.source.instruction(episode, frame)]
+        return Example(
+            frames=self._store.frames(episode, self.timing.frame_rows(frame, length)),
+            state=self.spec.normalise_state(state),
+            actions=actions,
+            action_mask=np.broadcast_to(real, actions.shape).copy(),
+            instruction=tokens,
+            instruction_mask=text,
+            episode=np.int32(episode),
+            frame=np.int32(frame),
+            source=np.int32(0),
+            layer=np.int32(self.settings["layer"]),
+            embodiment=np.int32(0),
+        )
+
+    def raw_state(self, episode: int, frame: int) -> Float[np.ndarray, "Pr"]:
+        """The robot's state at a row, in its units (radians for joints)."""
+        return self.source.rows(episode).state[frame]
+
+    def raw_actions(self, episode: int, frame: int) -> Float[np.ndarray, "T Ar"]:
+        """Absolute joint targets of the chunk that starts at a row, in the robot's units."""
+        return self.timing.sample_actions(self.source.rows(episode).action, frame)
+
+    def denormalise_actions(
+        self, actions: Float[np.ndarray, "*B T A"], raw_state: Float[np.ndarray, "*B Pr"]
+    ) -> Float[np.ndarray, "*B T Ar"]:
+        """The model's actions -> absolute joint targets in the robot's units."""
+        return self.spec.denormalise_actions(actions, raw_state)
+
+    def _tokens(self, instruction: str) -> tuple[np.ndarray, np.ndarray]:
+        return tokenizer.encode(build_prompt(instruction, self.spec.prompt_template), self.spec.instruction_length)
+
+    def _make_spec(self, given: Contract | None) -> Contract:
+        settings = self.settings
+        space, kind = settings["action_space"], settings["normalisation"]
+        if space not in self.statistics.actions:
+            known = ", ".join(self.statistics.actions)
+            raise UserError(f"data.action_space: expected one of {known} (for this robot); found {space!r}")
+        length, template = int(settings["instruction_length"]), settings["prompt"]
+        if length <= prefix_bytes(template):
+            raise UserError(
+                f"data.instruction_length: expected more than the {prefix_bytes(template)} bytes that template "
+                f"{template!r} puts before the instruction; found {length}"
+            )
+        spec = Contract(
+            action_hz=self.timing.action_hz,
+            video_hz=self.timing.video_hz,
+            chunk=self.timing.chunk,
+            video_frames=self.timing.video_frames,
+            state_dim=int(settings["state_dim"]),
+            action_dim=int(settings["action_dim"]),
+            cameras=tuple(settings["cameras"]),
+            image_size=(int(settings["image_size"][0]), int(settings["image_size"][1])),
+            action_space=space,
+            normalisation=kind,
+            state=self.statistics.affine(self.statistics.state, kind),
+            action=self.statistics.affine(self.statistics.actions[space], kind),
+            prompt_template=template,
+            instruction_length=length,
+            robot=self.source.robot,
+            state_names=self.source.names(STATE),
+            action_names=self.source.names(ACTION),
+        )
+        if given is not None:
+            given.check(spec, found_in=str(self.source.path), numbers=False)
+            return given
+        self._warn(spec)
+        return spec
+
+    def _warn(self, spec: Contract) -> None:
+        """Says once what is odd about this robot's numbers."""
+        quantities = {"state": self.statistics.state, "action": self.statistics.actions[spec.action_space]}
+        for name, moments in quantities.items():
+            still = self.statistics.near_constant(moments)
+            if still:
+                names = spec.state_names if name == "state" else spec.action_names
+                _log.warning("%s hardly moves in dims %s; their scale is bounded", name, [names[k] for k in still])
+        if spec.robot_action_dim < spec.action_dim:
+            _log.warning(
+                "the robot has %d of the model's %d action dims; the rest is masked",
+                spec.robot_action_dim,
+                spec.action_dim,
+            )
+
+
+def make_dataset(data_config: Mapping[str, Any], split: str, *, contract: Contract | None = None) -> Dataset:
+    """One split of the dataset that the config names.
+
+    Args:
+      data_config: `config.data`; missing keys take `DEFAULTS`.
+      split: "train" or "test" (held out); see `LeRobotDataset.split`.
+      contract: a checkpoint's contract; the data must agree with it, and its normalisation numbers are used in place of
+        the dataset's own, so that a model meets foreign data in the units that it was trained in.
+
+    Raises:
+      UserError: unknown key, missing or contradictory dataset, unknown camera, a robot with more dims than the model,
+        or data that break the contract.
+    """
+    given = data_config.to_dict() if isinstance(data_config, ConfigDict) else dict(data_config)
+    unknown = sorted(set(given) - set(DEFAULTS))
+    if unknown:
+        raise UserError(f"config.data.{unknown[0]}: unknown key; expected one of {', '.join(DEFAULTS)}")
+    return Dataset(DEFAULTS | given, split, contract)
+
+
+def make_iterator(
+    dataset: Dataset,
+    batch_size: int,
+    seed: int,
+    *,
+    host: int = 0,
+    hosts: int = 1,
+    threads: int | None = None,
+    prefetch: int | None = None,
+) -> grain.DatasetIterator:
+    """Endless shuffled batches of this host's share, as a grain iterator that Orbax can checkpoint.
+
+    Its state counts steps, so it may be restored with another number of hosts. The videos are decoded into memory
+    first (`Dataset.preload`).
+
+    Args:
+      dataset: usually the "train" split.
+      batch_size: examples of the whole batch, over all hosts.
+      seed: of the order.
+      host: this host's index.
+      hosts: number of hosts; must divide `batch_size`.
+      threads: threads that assemble batches; `data.threads` when None.
+      prefetch: batches assembled ahead; `data.prefetch` when None.
+
+    Raises:
+      UserError: `hosts` does not divide `batch_size`, or a broken video.
+    """
+    if batch_size < 1 or batch_size % hosts:
+        raise UserError(f"config.batch_size: expected a positive multiple of the {hosts} hosts; found {batch_size}")
+    dataset.preload()
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS.mark_as_parsed()  # grain reads its own flags; outside an absl app nobody has parsed them
+    local = batch_size // hosts
+    order = grain.MapDataset.range(len(dataset.starts)).shuffle(seed=seed).repeat()
+
+    def load(place: int) -> Example:
+        step, row = divmod(place, local)
+        episode, frame = dataset.starts[order[step * batch_size + host * local + row]]
+        return dataset.example(int(episode), int(frame))
+
+    # Batches are made before the threads fan out: whole batches travel in order, and the state counts batches.
+    batches = grain.MapDataset.range(sys.maxsize // batch_size * local).map(load).batch(local, drop_remainder=True)
+    settings = dataset.settings
+    options = grain.ReadOptions(
+        num_threads=int(settings["threads"] if threads is None else threads),
+        prefetch_buffer_size=int(settings["prefetch"] if prefetch is None else prefetch),
+    )
+    return iter(batches.to_iter_dataset(options))
+
+
+def eval_batches(dataset: Dataset, batch_size: int, limit: int, seed: int) -> list[dict[str, np.ndarray]]:
+    """Fixed batches for evaluation, spread evenly over the split's episodes and within each over time.
+
+    Besides the keys of a batch they carry `raw_state` [B, Pr] and `raw_actions` [B, T, Ar] in the robot's units, and
+    `valid` [B]: the last batch is filled up with repeats that are not to be counted.
+
+    Args:
+      dataset: usually the "test" split.
+      batch_size: examples in every batch.
+      limit: examples in all; fewer when the split has fewer chunks.
+      seed: of the choice; the same seed always gives the same examples in the same order.
+    """
+    chosen = _spread(dataset, limit, np.random.default_rng(seed))
+    batches = []
+    for begin in range(0, len(chosen), batch_size):
+        places = chosen[begin : begin + batch_size]
+        filled = places + [places[0]] * (batch_size - len(places))
+        examples = [_with_raw(dataset, episode, frame) for episode, frame in filled]
+        batch = {key: np.stack([example[key] for example in examples]) for key in examples[0]}
+        batch["valid"] = np.arange(batch_size) < len(places)
+        batches.append(batch)
+    return batches
+
+
+def _with_raw(dataset: Dataset, episode: int, frame: int) -> Example:
+    example = dataset.example(episode, frame)
+    example["raw_state"] = dataset.raw_state(episode, frame)
+    example["raw_actions"] = dataset.raw_actions(episode, frame)
+    return example
+
+
+def _spread(dataset: Dataset, limit: int, random: np.random.Generator) -> list[tuple[int, int]]:
+    """Up to `limit` (episode, row) pairs: as many from each episode as from any other, evenly spaced in each."""
+    lengths = [len(dataset.timing.starts(dataset.source.episode(episode).length)) for episode in dataset.episodes]
+    order = random.permutation(len(lengths))
+    quota = np.zeros(len(lengths), int)
+    left = min(limit, sum(lengths))
+    while left:
+        open_episodes = [k for k in order if quota[k] < lengths[k]][:left]
+        quota[open_episodes] += 1
+        left -= len(open_episodes)
+    chosen = []
+    for episode, length, count in zip(dataset.episodes, lengths, quota):
+        rows = np.floor((np.arange(count) + random.random()) * length / max(count, 1)).astype(int)
+        chosen += [(episode, int(row)) for row in rows]
+    return [chosen[k] for k in random.permutation(len(chosen))]

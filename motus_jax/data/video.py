@@ -1,0 +1,74 @@
+"""Frames out of a video file, by time."""
+
+import pathlib
+
+import av
+import numpy as np
+from jaxtyping import Int, UInt8
+
+from motus_jax.errors import UserError
+
+
+def read_frames(
+    path: pathlib.Path,
+    rows: Int[np.ndarray, "n"],
+    fps: float,
+    begin: float,
+    size: tuple[int, int],
+    label: str,
+) -> UInt8[np.ndarray, "n h w 3"]:
+    """Decodes the frames at `begin + rows / fps` seconds.
+
+    Seeks to the key frame before the first wanted frame and stops after the last.
+
+    Args:
+      path: the video file.
+      rows: wanted rows, any order, repeats allowed.
+      fps: rows per second.
+      begin: the second in the file at which row 0 stands.
+      size: expected (height, width) in pixels.
+      label: what is read, for messages.
+
+    Raises:
+      UserError: the file is missing, is no video, has another picture size, or lacks a wanted frame (truncated).
+    """
+    if not path.is_file():
+        raise UserError(f"{label}: expected the video {path}; found no such file")
+    wanted, places = np.unique(rows, return_inverse=True)
+    first = round(begin * fps)
+    try:
+        frames = _decode(path, wanted + first, fps)
+    except (av.FFmpegError, IndexError) as error:
+        raise UserError(f"{label}: expected a readable video in {path}; found {error or 'no video stream'}") from error
+    missing = [int(row) for row in wanted if int(row) + first not in frames]
+    if missing:
+        raise UserError(
+            f"{label}: expected a frame at {begin + missing[0] / fps:.3f} s (row {missing[0]}) in {path}; found none; "
+            "the file is truncated or of another rate"
+        )
+    found = frames[int(wanted[0]) + first].shape[:2]
+    if found != tuple(size):
+        raise UserError(f"{label}: expected pictures of {size[1]}x{size[0]} in {path}; found {found[1]}x{found[0]}")
+    return np.stack([frames[int(row) + first] for row in wanted])[places]
+
+
+def _decode(path: pathlib.Path, numbers: Int[np.ndarray, "n"], fps: float) -> dict[int, UInt8[np.ndarray, "h w 3"]]:
+    """The wanted frames that the file holds, by frame number."""
+    wanted, last = set(numbers.tolist()), int(numbers[-1])
+    frames: dict[int, np.ndarray] = {}
+    with av.open(str(path)) as container:
+        stream = container.streams.video[0]
+        stream.thread_type = "NONE"  # clips are short: starting decoder threads costs more than it gives
+        container.seek(int(numbers[0] / fps / stream.time_base), stream=stream, backward=True)
+        try:
+            for frame in container.decode(stream):
+                number = round(float(frame.pts * stream.time_base) * fps)
+                if number in wanted:
+                    frames[number] = frame.to_ndarray(format="rgb24")
+                if number >= last:
+                    break
+        except av.FFmpegError:
+            if not frames:
+                raise
+            # What was decoded stays; the caller names the first frame that is missing.
+    return frames
