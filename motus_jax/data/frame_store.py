@@ -1,6 +1,6 @@
 """Tiled pictures of episodes: decoded once into memory while they fit, decoded when asked beyond that."""
 
-import logging
+import sys
 import threading
 import time
 from collections.abc import Sequence
@@ -15,8 +15,6 @@ from motus_jax.errors import UserError
 
 # Seconds between progress lines of a preload.
 _REPORT_EVERY = 5.0
-
-_log = logging.getLogger(__name__)
 
 
 class FrameStore:
@@ -60,7 +58,7 @@ class FrameStore:
     def preload(self, episodes: Sequence[int], threads: int = 2) -> None:
         """Decodes episodes into memory until the limit is reached; those that do not fit are decoded when asked for.
 
-        Shows progress in the log. Episodes that are in memory already cost nothing.
+        Shows progress on stderr. Episodes that are in memory already cost nothing.
 
         Raises:
           UserError: the first broken video met.
@@ -75,10 +73,10 @@ class FrameStore:
                 if time.monotonic() - reported > _REPORT_EVERY:
                     reported = time.monotonic()
                     left = (reported - begun) / done * (len(todo) - done)
-                    _log.info("decoding videos: %d of %d episodes, %.0f s left", done, len(todo), left)
+                    _say(f"decoding videos: {done} of {len(todo)} episodes, {left:.0f} s left")
         size = sum(self._kept[episode].nbytes for episode in todo)
         seconds = time.monotonic() - begun
-        _log.info("decoded %d of %d episodes, %.0f MB in %.1f s", len(todo), len(episodes), size / 1e6, seconds)
+        _say(f"decoded {len(todo)} of {len(episodes)} episodes into {size / 1e6:.0f} MB in {seconds:.1f} s")
 
     def _reserve(self, episode: int) -> bool:
         """Takes the episode's memory from what is free; False when it does not fit."""
@@ -94,3 +92,7 @@ class FrameStore:
 
     def _decode(self, episode: int, rows: Int[np.ndarray, "n"]) -> UInt8[np.ndarray, "n H W 3"]:
         return tile_cameras([self._dataset.frames(episode, key, rows) for key in self._cameras], self._size)
+
+
+def _say(message: str) -> None:
+    print(message, file=sys.stderr, flush=True)

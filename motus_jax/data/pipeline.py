@@ -40,7 +40,7 @@ DEFAULTS: dict[str, Any] = {
     "action_space": "delta",
     "normalisation": "meanstd",
     "instruction_length": 64,
-    "prompt": "plain",  # a template of motus_jax.data.prompt
+    "prompt_template": "plain",  # a template of motus_jax.data.prompt
     "statistics": "",  # file of statistics; beside the dataset when empty
     "layer": 6,  # of the data pyramid: 6 is the target robot
     "cache_gib": 2.0,  # memory for decoded episodes
@@ -142,7 +142,7 @@ class Dataset:
         if space not in self.statistics.actions:
             known = ", ".join(self.statistics.actions)
             raise UserError(f"data.action_space: expected one of {known} (for this robot); found {space!r}")
-        length, template = int(settings["instruction_length"]), settings["prompt"]
+        length, template = int(settings["instruction_length"]), settings["prompt_template"]
         if length <= prefix_bytes(template):
             raise UserError(
                 f"data.instruction_length: expected more than the {prefix_bytes(template)} bytes that template "

@@ -10,7 +10,6 @@ import logging
 import os
 import pathlib
 import tempfile
-from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -52,7 +51,7 @@ class Statistics:
     """Statistics of a dataset's training split.
 
     Attributes:
-      settings: what the numbers depend on: chunk, action_hz, stride, episodes of the split, frames of the dataset.
+      settings: what the numbers depend on: chunk, action_hz, horizon, episodes of the split, frames of the dataset.
       state: of the states at chunk starts.
       actions: per action space, pooled over the chunk's steps.
     """
@@ -144,28 +143,19 @@ class Accumulator:
         return Moments(*(tuple(float(x) for x in value) for value in values), count=self.count)
 
 
-def settings_of(dataset: LeRobotDataset, timing: Timing, stride: int = 1) -> dict[str, Any]:
+def settings_of(dataset: LeRobotDataset, timing: Timing) -> dict[str, Any]:
     """What the statistics depend on; also the key under which they are stored."""
     return {
         "chunk": timing.chunk,
         "action_hz": float(timing.action_hz),
         "horizon": timing.horizon,
-        "stride": stride,
         "train": dataset.split_ranges("train"),
         "frames": dataset.total_frames,
     }
 
 
-def compute(
-    dataset: LeRobotDataset, timing: Timing, stride: int = 1, progress: Callable[[Iterable[int]], Iterable[int]] = iter
-) -> Statistics:
-    """Statistics over the training split, from every `stride`-th chunk start.
-
-    Args:
-      dataset: the source; only its tables are read.
-      timing: rates and chunk length.
-      stride: rows between chunk starts.
-      progress: wraps the episode indices, to show progress.
+def compute(dataset: LeRobotDataset, timing: Timing) -> Statistics:
+    """Statistics over the training split, from every chunk start; only the tables are read.
 
     Raises:
       UserError: an episode's table is missing, too short or of another width.
@@ -176,16 +166,16 @@ def compute(
         for name, space in ACTION_SPACES.items()
         if not space.needs_state or dataset.state_dim >= dataset.action_dim
     }
-    for episode in progress(dataset.split("train")):
+    for episode in dataset.split("train"):
         rows = dataset.rows(episode)
-        starts = timing.starts(len(rows.action))[::stride]
-        states = rows.state[starts.start : starts.stop : starts.step]
+        starts = timing.starts(len(rows.action))
+        states = rows.state[starts.start : starts.stop]
         chunks = np.stack([timing.sample_actions(rows.action, start) for start in starts])
         state.add(states)
         for name, accumulator in spaces.items():
             accumulator.add(ACTION_SPACES[name].from_absolute(chunks, states).reshape(-1, dataset.action_dim))
     actions = {name: accumulator.finish() for name, accumulator in spaces.items()}
-    return Statistics(settings_of(dataset, timing, stride), state.finish(), actions)
+    return Statistics(settings_of(dataset, timing), state.finish(), actions)
 
 
 def load(path: pathlib.Path, settings: dict[str, Any]) -> Statistics | None:
@@ -235,7 +225,6 @@ def load_or_compute(dataset: LeRobotDataset, timing: Timing, path: pathlib.Path 
     found = load(file, settings)
     if found is not None:
         return found
-    _log.info("statistics: computing over %d training episodes", len(dataset.split("train")))
     statistics = compute(dataset, timing)
     try:
         save(file, statistics)

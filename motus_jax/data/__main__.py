@@ -1,0 +1,44 @@
+"""Look at data, measure it, record it.
+
+  python -m motus_jax.data inspect    --path=datasets/aloha_sim --out=aloha.html
+  python -m motus_jax.data statistics --path=datasets/aloha_sim --chunk=16 --action_hz=10
+  python -m motus_jax.data record     --help
+
+inspect     one static page: facts, pictures, curves, histograms, anything odd
+statistics  means, deviations and quantiles of states and actions over the training episodes
+record      simulated episodes (needs the simulator extra)
+
+Each has its own --help.
+"""
+
+import importlib
+from collections.abc import Sequence
+
+from motus_jax import cli
+from motus_jax.errors import UserError
+
+# Imported when asked for: `record` needs a simulator that the others do not.
+COMMANDS = {
+    "inspect": "motus_jax.data.inspection",
+    "statistics": "motus_jax.data.statistics_command",
+    "record": "motus_jax.data.record",
+}
+
+
+def main(argv: Sequence[str]) -> None:
+    """Runs the subcommand `argv[1]` with the arguments after it.
+
+    Raises:
+      UserError: no or unknown subcommand, or bad input of the subcommand.
+    """
+    if len(argv) > 1 and argv[1] in ("--help", "-h"):
+        print(__doc__.strip())
+        return
+    name = argv[1] if len(argv) > 1 else None
+    if name not in COMMANDS:
+        raise UserError(f"python -m motus_jax.data: expected one of {', '.join(COMMANDS)}; found {name!r} (see --help)")
+    importlib.import_module(COMMANDS[name]).main(argv[1:])
+
+
+if __name__ == "__main__":
+    cli.run(main)
