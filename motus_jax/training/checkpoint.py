@@ -27,7 +27,7 @@ FORMAT = 1
 """Version of the layout above; a reader refuses another one."""
 
 MAY_CHANGE = (
-    "steps", "log_every", "validate_every", "validate_batches", "checkpoint", "platform", "mesh", "sampling",
+    "steps", "log_every", "validate_every", "checkpoint", "platform", "mesh", "sampling",
     "data.threads", "data.prefetch",
 )  # fmt: skip
 """Config keys that a resumed run may change: they change neither the model nor the order of the data."""
@@ -224,7 +224,7 @@ def newest_readable(root: pathlib.Path, steps: list[int], read: Callable[[int], 
             raise
         except Exception as error:  # Orbax, tensorstore and JSON raise many types on damaged files
             reason = " ".join(str(error).split())[:300]
-            note(f"checkpoint {root / str(step)} cannot be read ({type(error).__name__}: {reason}); trying the one before")
+            note(f"checkpoint {root / str(step)} is damaged, trying the one before ({type(error).__name__}: {reason})")
     raise UserError(
         f"none of the checkpoints {', '.join(map(str, steps))} in {root} can be read (last reason: {reason});"
         " restore a copy, or start again with another --workdir"
@@ -232,7 +232,7 @@ def newest_readable(root: pathlib.Path, steps: list[int], read: Callable[[int], 
 
 
 def make_meta(
-    config: ml_collections.ConfigDict, contract: Mapping[str, Any], params: tree.Tree, frozen: tree.Tree,
+    config: ml_collections.ConfigDict, contract: dict[str, Any], params: tree.Tree, frozen: tree.Tree,
     trained: frozenset[str],
 ) -> Meta:  # fmt: skip
     """The part of the meta that stays the same over a run; `window` is added at each save."""
@@ -240,7 +240,7 @@ def make_meta(
         "format": FORMAT,
         "versions": {name: importlib.metadata.version(name) for name in ("jax", "flax", "optax", "orbax-checkpoint")},
         "config": config_to_json(config),
-        "contract": json.loads(json.dumps(contract)),
+        "contract": contract,
         "parameters": _shapes(params),
         "frozen": _shapes(frozen),
         "trained": sorted(trained),
@@ -274,25 +274,12 @@ def check_same_run(meta: Meta, config: ml_collections.ConfigDict, workdir: pathl
         )
 
 
-def check_same_contract(meta: Meta, contract: Mapping[str, Any], workdir: pathlib.Path) -> None:
-    """Refuses to resume on data of another contract.
-
-    Raises:
-      UserError: names the first field that differs.
-    """
-    difference = first_difference(meta["contract"], json.loads(json.dumps(contract)))
-    if difference:
-        field, saved, found = difference
-        raise UserError(
-            f"contract field {field!r}: the checkpoint in {workdir} expects {saved!r}, found {found!r} in the dataset;"
-            " use the dataset it was trained on or another --workdir"
-        )
-
-
 ABSENT = "(absent)"
 
 
-def first_difference(saved: Any, found: Any, ignore: tuple[str, ...] = (), path: str = "") -> tuple[str, Any, Any] | None:
+def first_difference(
+    saved: Any, found: Any, ignore: tuple[str, ...] = (), path: str = ""
+) -> tuple[str, Any, Any] | None:
     """The first key, in sorted order, at which two JSON values differ: (dotted key, saved, found)."""
     if path in ignore:
         return None
@@ -336,6 +323,6 @@ def _shapes(params: tree.Tree) -> dict[str, Any]:
 
 
 def _abstract(shapes: Mapping[str, Any]) -> tree.Tree:
-    return tree.unflatten({
-        path: jax.ShapeDtypeStruct(tuple(shape), jax.numpy.dtype(dtype)) for path, (shape, dtype) in shapes.items()
-    })
+    return tree.unflatten(
+        {path: jax.ShapeDtypeStruct(tuple(shape), jax.numpy.dtype(dtype)) for path, (shape, dtype) in shapes.items()}
+    )

@@ -16,6 +16,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from motus_jax import modes
+from motus_jax.data.contract import Contract
 from motus_jax.training import checkpoint, metrics, sharding, step, table
 from motus_jax.training.metrics import note
 from motus_jax.training.optimizer import Optimizer, make_optimizer
@@ -34,7 +35,7 @@ class Data:
       batches: grain iterator over this process's part of the training batches, endless, checkpointable.
       validation: fixed held-out batches, the same in every run.
       codec_frames: makes frames uint8 [M, 1+Nf, H, W, 3] of the training split, to fit the frozen part on.
-      contract: JSON.
+      contract: `Contract.to_json()`.
     """
 
     batches: Iterator[Batch]
@@ -102,7 +103,8 @@ def train(
             note("Data")
             data = make_data(config)
             if found is not None:
-                checkpoint.check_same_contract(found, data.contract, workdir)
+                saved = Contract.from_json(found["contract"])
+                saved.check(Contract.from_json(data.contract), expected_in=f"the checkpoint in {workdir}")
 
             note("Model and optimizer")
             system = make_system(config)

@@ -220,7 +220,9 @@ class Progress:
 
     def line(self, step: int, means: Mapping[str, float], speed: Mapping[str, float]) -> str:
         """The progress line: losses of the window that ended at `step`, and the speed now."""
-        losses = "  ".join(f"{k} {v:.4f}" for k, v in means.items() if k == "loss" or k in ("loss/video", "loss/action"))
+        losses = "  ".join(
+            f"{k} {v:.4f}" for k, v in means.items() if k == "loss" or k in ("loss/video", "loss/action")
+        )
         minutes, seconds = divmod(round(speed["eta_seconds"]), 60)
         return (
             f"step {step}/{self._total} ({step / self._total:.0%})  {losses}  "

@@ -118,8 +118,10 @@ def make_optimizer(config: ml_collections.ConfigDict, params: tree.Tree, steps: 
       UserError: an unknown name, or a table that does not fit the tree.
     """
     paths = list(tree.flatten(params))
-    frozen = tree.match(paths, [*((regex, True) for regex in config.frozen), (".*", False)], "config.optimizer.frozen")
+    frozen = tree.match(paths, [(regex, True) for regex in config.frozen], "config.optimizer.frozen", default=False)
     trained = frozenset(path for path in paths if not frozen[path])
+    if not trained:
+        raise UserError(f"config.optimizer.frozen: {config.frozen} matches every parameter; nothing is left to train")
     multipliers = tree.match(paths, config.lr_multipliers, "config.optimizer.lr_multipliers")
     decays = tree.match(paths, config.weight_decay, "config.optimizer.weight_decay")
     schedule = make_schedule(config.schedule, steps)

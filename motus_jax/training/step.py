@@ -62,9 +62,7 @@ def make_train_step(
     The update is a function of the arguments alone: its randomness is `fold_in(seed_key, state["step"])`.
     """
 
-    def train_step(
-        state: State, frozen: tree.Tree, batch: Batch, seed_key: PRNGKeyArray
-    ) -> tuple[State, Metrics]:
+    def train_step(state: State, frozen: tree.Tree, batch: Batch, seed_key: PRNGKeyArray) -> tuple[State, Metrics]:
         key = jax.random.fold_in(seed_key, state["step"])
         trained = tree.select(state["params"], optimizer.trained)
 
@@ -86,14 +84,10 @@ def make_train_step(
         }
         return state, _as_float32(metrics)
 
-    return jax.jit(
-        train_step, donate_argnames=("state",), out_shardings=(state_shardings, sharding.replicated(mesh))
-    )
+    return jax.jit(train_step, donate_argnames=("state",), out_shardings=(state_shardings, sharding.replicated(mesh)))
 
 
-def make_eval_step(
-    system: Trainable, mesh: Mesh
-) -> Callable[[State, tree.Tree, Batch, PRNGKeyArray, str], Metrics]:
+def make_eval_step(system: Trainable, mesh: Mesh) -> Callable[[State, tree.Tree, Batch, PRNGKeyArray, str], Metrics]:
     """The jitted `eval_step(state, frozen, batch, key, mode)`: losses of the averaged parameters in one mode.
 
     Compiled once per mode, which is static.

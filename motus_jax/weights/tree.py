@@ -39,13 +39,14 @@ def path_name(key_path: Sequence[Any]) -> str:
     return jax.tree_util.keystr(tuple(key_path), simple=True, separator="/")
 
 
-def match(paths: Iterable[str], table: Sequence[tuple[str, Any]], name: str) -> dict[str, Any]:
+def match(paths: Iterable[str], table: Sequence[tuple[str, Any]], name: str, default: Any = None) -> dict[str, Any]:
     """Looks every path up in an ordered table; the first regex that matches the whole path wins.
 
     Args:
       paths: leaf paths `a/b/c`.
       table: (regex, value) rows.
       name: what to call the table in errors, e.g. `config.optimizer.weight_decay`.
+      default: value of a path that no regex matches; None refuses it.
 
     Returns:
       Path -> value, for every path.
@@ -57,9 +58,9 @@ def match(paths: Iterable[str], table: Sequence[tuple[str, Any]], name: str) -> 
     values, winners = {}, set()
     for path in paths:
         row = next((i for i, (regex, _) in enumerate(rows) if regex.fullmatch(path)), None)
-        if row is None:
+        if row is None and default is None:
             raise UserError(f"{name}: no regex matches the parameter {path!r}; add a last row ('.*', value)")
-        values[path] = rows[row][1]
+        values[path] = default if row is None else rows[row][1]
         winners.add(row)
     idle = [regex.pattern for i, (regex, _) in enumerate(rows) if i not in winners]
     if idle:

@@ -1,6 +1,6 @@
 """A tiny system and dataset with the interfaces of the real ones, and a command that trains them.
 
-    python tests/training/fake_run.py --workdir=DIR [--config.x=y ...]
+python tests/training/fake_run.py --workdir=DIR [--config.x=y ...]
 """
 
 import sys
@@ -14,17 +14,22 @@ from absl import flags
 from ml_collections import config_flags
 
 from motus_jax import cli
+from motus_jax.data.contract import Affine, Contract
 from motus_jax.training import loop
 
 B, T, A, WIDTH = 8, 4, 3, 64
-CONTRACT = {"action_space": "absolute", "statistics": {"mean": [0.5, 0.25, 0.1]}}
+CONTRACT = Contract(
+    action_hz=10.0, video_hz=5.0, chunk=T, video_frames=2, state_dim=A, action_dim=A, cameras=("top",),
+    image_size=(2, 2), action_space="absolute", normalisation="none", prompt_template="plain", instruction_length=64,
+    state=Affine((0.0,) * A, (1.0,) * A), action=Affine((0.0,) * A, (1.0,) * A),
+)  # fmt: skip
 
 
 def get_config() -> ml_collections.ConfigDict:
     """Defaults that train in seconds."""
     return ml_collections.ConfigDict({
         "seed": 0, "platform": "", "steps": 12, "batch_size": B, "mode": "unified", "log_every": 3,
-        "validate_every": 6, "model": {"width": WIDTH}, "data": {"noise": 0.0, "threads": 1, "contract": CONTRACT},
+        "validate_every": 6, "model": {"width": WIDTH}, "data": {"noise": 0.0, "threads": 1},
         "optimizer": {
             "name": "adamw", "b1": 0.9, "b2": 0.95, "eps": 1e-8, "clip": 1.0, "ema": 0.99, "accumulate": 1,
             "schedule": {"name": "warmup_cosine", "peak": 1e-2, "warmup": 3, "end": 1e-4},
@@ -84,7 +89,7 @@ def make_data(config: ml_collections.ConfigDict) -> loop.Data:
     source = grain.MapDataset.range(48).seed(config.seed).shuffle().repeat().map(example).batch(config.batch_size)
     held_out = grain.MapDataset.range(48, 64).map(example).batch(config.batch_size)
     batches = iter(source.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)))
-    return loop.Data(batches, list(held_out), lambda: frames[:48], config.data.contract.to_dict())
+    return loop.Data(batches, list(held_out), lambda: frames[:48], CONTRACT.to_json())
 
 
 def main(argv: list[str]) -> None:
