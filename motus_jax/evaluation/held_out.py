@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from motus_jax.data.contract import Contract
 from motus_jax.errors import UserError
 from motus_jax.evaluation.metrics import moving_mask, picture_mask
 
@@ -20,16 +21,34 @@ class ActionUnits:
     """From normalised actions to the robot's own units.
 
     Attributes:
-      names: one per action dimension.
+      names: one per action dimension of the robot (Ar; the model's A may be larger).
       units: `RADIANS` or `OPEN_FRACTION` (0 closed, 1 open) per dimension.
-      denormalise: (normalised actions [B, T, A], normalised states [B, P]) -> absolute targets [B, T, A] in `units`.
-      hold: normalised states [B, P] -> normalised actions [B, T, A] that keep the robot where it is.
+      denormalise: (normalised actions [B, T, A], raw states [B, Pr]) -> absolute targets [B, T, Ar] in `units`.
+      hold: raw states [B, Pr] -> normalised actions [B, T, A] that keep the robot where it is; None where the state
+        does not say where every action dimension is.
     """
 
     names: tuple[str, ...]
     units: tuple[str, ...]
     denormalise: Callable[[np.ndarray, np.ndarray], np.ndarray]
-    hold: Callable[[np.ndarray], np.ndarray]
+    hold: Callable[[np.ndarray], np.ndarray] | None
+
+    @classmethod
+    def of(cls, contract: Contract) -> "ActionUnits":
+        """The units of a contract: a dimension with "gripper" in its name is a gripper, every other one a joint."""
+        count = contract.robot_action_dim
+        names = contract.action_names or tuple(f"dimension {index}" for index in range(count))
+
+        def hold(raw_state: np.ndarray) -> np.ndarray:
+            targets = np.repeat(raw_state[:, None, :count], contract.chunk, axis=1)
+            return contract.normalise_actions(targets, raw_state)
+
+        return cls(
+            names=names,
+            units=tuple(OPEN_FRACTION if "gripper" in name.lower() else RADIANS for name in names),
+            denormalise=contract.denormalise_actions,
+            hold=hold if contract.robot_state_dim >= count else None,
+        )
 
     def dimensions(self, unit: str) -> Bool[np.ndarray, " A"]:
         """True for the dimensions measured in `unit`."""

@@ -18,7 +18,7 @@ from motus_jax.evaluation import baselines, metrics
 from motus_jax.evaluation.comparison import all_primary_beaten, compare, difference, estimate_dict
 from motus_jax.evaluation.held_out import OPEN_FRACTION, RADIANS, ActionUnits, HeldOut, from_other_episodes, mean_over
 from motus_jax.evaluation.intervals import mean_interval
-from motus_jax.modes import Role, get_mode
+from motus_jax.modes import MODES, Role, get_mode
 
 Batch = Mapping[str, np.ndarray]
 Prediction = Mapping[str, np.ndarray]
@@ -27,8 +27,21 @@ Predict = Callable[[str, Batch, PRNGKeyArray], Prediction]
 
 Say = Callable[[str], None]
 
+
+def mode_with(video: Role, action: Role) -> str:
+    """The mode of the table in which the modalities have these roles."""
+    return next(name for name, row in MODES.items() if (row.video, row.action) == (video, action))
+
+
 # Metrics that must get worse when a model that is given actions gets those of another episode.
 LISTENS = ("psnr", "moving_psnr")
+
+# The two modes that lead from actions to video and back.
+FORWARD = mode_with(video=Role.DENOISED, action=Role.GIVEN)
+INVERSE = mode_with(video=Role.GIVEN, action=Role.DENOISED)
+
+# Appended to a mode's name where it is fed the actions of another episode.
+OTHER_ACTIONS = "_other_actions"
 
 
 @dataclasses.dataclass
@@ -86,13 +99,12 @@ class Evaluator:
     def cycle(self) -> dict[str, Any]:
         """Actions -> imagined video -> recovered actions, against the actions it began with.
 
-        Needs `run("world_model")` and `run("inverse_dynamics")` first. `beats_baselines` compares with the mean chunk;
+        Needs `run(FORWARD)` and `run(INVERSE)` first. `beats_baselines` compares with the mean chunk;
         `inverse_dynamics_on_real_video` says what the imagination costs.
         """
         started = time.monotonic()
-        frames = self._imagined
-        model, _, _ = self._measure_model("inverse_dynamics", "cycle", frames=frames)
-        known = self._action_scores["inverse_dynamics"]
+        model, _, _ = self._measure_model(INVERSE, "cycle", frames=self._imagined)
+        known = self._action_scores[INVERSE]
         entry = compare(model, {"predict_the_mean": known["predict_the_mean"]}, self._episodes, self.seed)
         real = known["model"]["normalised_mse"]
         return {
@@ -147,7 +159,7 @@ class Evaluator:
         if video.shape[1]:
             kept["video"] = video[self.keep]
         if actions is not None:
-            kept["actions"] = self.units.denormalise(actions[self.keep], self.held_out.chunks["state"][self.keep])
+            kept["actions"] = self.units.denormalise(actions[self.keep], self.held_out.chunks["raw_state"][self.keep])
         self.kept[label] = kept
 
     def _video_scores(self, where: slice, future: Float[np.ndarray, "B F H W 3"]) -> dict[str, np.ndarray]:
@@ -164,9 +176,9 @@ class Evaluator:
         self, actions: Float[np.ndarray, "n T A"]
     ) -> tuple[dict[str, np.ndarray], Float[np.ndarray, "n A"]]:
         chunks = self.held_out.chunks
-        mask, state = chunks["action_mask"], chunks["state"]
+        mask, state = chunks["action_mask"], chunks["raw_state"]
         joints = metrics.joint_errors(
-            self.units.denormalise(actions, state), self.units.denormalise(chunks["actions"], state), mask
+            self.units.denormalise(actions, state), chunks["raw_actions"], mask[..., : len(self.units.names)]
         )
         scores = {
             "normalised_mse": metrics.normalised_mse(actions, chunks["actions"], mask),
@@ -199,9 +211,10 @@ class Evaluator:
         blocks = ("state", "picture", "motion") if sees_future else ("state", "picture")
         answers = {
             "predict_the_mean": baselines.predict_the_mean(chunks, self.memory),
-            "hold_the_state": self.units.hold(chunks["state"]),
             "nearest_neighbour": baselines.NearestNeighbour(self.memory, blocks).predict(chunks),
         }
+        if self.units.hold is not None:
+            answers["hold_the_state"] = self.units.hold(chunks["raw_state"])
         return {name: self._action_scores_of(actions) for name, actions in answers.items()}
 
     def _joint_table(self, joints: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
@@ -220,7 +233,7 @@ class Evaluator:
         """The same model and noise, fed the actions of another episode: it must get worse."""
         partner = from_other_episodes(self.held_out, self.seed)
         given = {name: self.held_out.chunks[name][partner] for name in ("actions", "action_mask")}
-        swapped, _, _ = self._measure_model(mode, f"{mode} (actions of another episode)", **given)
+        swapped, _, _ = self._measure_model(mode, mode + OTHER_ACTIONS, **given)
         differences = {
             name: difference(name, model[name], swapped[name], self._episodes, self.seed) for name in swapped
         }

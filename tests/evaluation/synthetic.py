@@ -7,7 +7,8 @@ so that an oracle is easy to write and every cheat is known.
 import jax
 import numpy as np
 
-from motus_jax.evaluation.held_out import OPEN_FRACTION, RADIANS, ActionUnits
+from motus_jax.data.contract import Affine, Contract
+from motus_jax.evaluation.held_out import ActionUnits
 
 SIZE, PADDING, STEPS, FUTURE = 32, 4, 4, 2
 SCALE = np.array([2.0, 2.0, 0.5])
@@ -25,6 +26,8 @@ def chunks(episodes: int, per_episode: int, seed: int) -> dict[str, np.ndarray]:
         "state": state,
         "actions": actions,
         "action_mask": np.ones((n, STEPS, 3), bool),
+        "raw_state": state * SCALE.astype(np.float32),
+        "raw_actions": actions * SCALE,
         "instruction": np.ones((n, 5), np.int32),
         "instruction_mask": np.ones((n, 5), bool),
         "episode": episode.astype(np.int32),
@@ -57,13 +60,8 @@ def render(backgrounds: np.ndarray, actions: np.ndarray) -> np.ndarray:
 
 
 def units() -> ActionUnits:
-    """Two joints and a gripper; normalised actions times `SCALE` are radians."""
-    return ActionUnits(
-        names=("shoulder", "elbow", "gripper"),
-        units=(RADIANS, RADIANS, OPEN_FRACTION),
-        denormalise=lambda actions, state: actions * SCALE,
-        hold=lambda state: np.repeat(state[:, None], STEPS, axis=1),
-    )
+    """Two joints in radians and a gripper."""
+    return ActionUnits.of(contract())
 
 
 def oracle(mode: str, batch: dict[str, np.ndarray], key) -> dict[str, np.ndarray]:
@@ -88,3 +86,14 @@ def copy_last(mode: str, batch: dict[str, np.ndarray], key) -> dict[str, np.ndar
 def deaf(mode: str, batch: dict[str, np.ndarray], key) -> dict[str, np.ndarray]:
     """Cheats: the true future whatever the actions say."""
     return {**oracle(mode, batch, key), "video": batch["frames"] / 255.0}
+
+
+def contract() -> Contract:
+    """The contract of this world: absolute actions, normalised by `SCALE`."""
+    return Contract(
+        action_hz=10.0, video_hz=5.0, chunk=STEPS, video_frames=FUTURE, state_dim=3, action_dim=3, cameras=("top",),
+        image_size=(SIZE, SIZE), action_space="absolute", normalisation="meanstd",
+        state=Affine((0.0,) * 3, tuple(SCALE)), action=Affine((0.0,) * 3, tuple(SCALE)),
+        prompt_template="plain", instruction_length=5,
+        action_names=("shoulder", "elbow", "gripper"),
+    )  # fmt: skip
