@@ -1,0 +1,110 @@
+"""The command from a dataset on disk to metrics.json, with a stand-in for the model."""
+
+import importlib.util
+import json
+import pathlib
+
+import ml_collections
+import numpy as np
+import pytest
+
+from motus_jax import evaluate
+from motus_jax.data import pipeline
+from motus_jax.errors import UserError
+from motus_jax.evaluation import results
+from motus_jax.modes import MODES
+from motus_jax.training.checkpoint import Loaded
+
+DATA = {"chunk": 8, "video_frames": 4, "instruction_length": 16, "image_size": (56, 48)}
+
+
+@pytest.fixture(scope="module")
+def loaded(tmp_path_factory):
+    """What a checkpoint would give, for a small dataset with three held-out episodes."""
+    file = pathlib.Path(__file__).parents[1] / "data" / "lerobot_fixture.py"
+    spec = importlib.util.spec_from_file_location("lerobot_fixture", file)
+    fixture = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(fixture)
+    path = tmp_path_factory.mktemp("data") / "set"
+    fixture.write(path, lengths=(30, 32, 30, 24, 24, 26), splits={"train": "0:3", "test": "3:6"})
+    config = ml_collections.ConfigDict({"data": {**DATA, "path": str(path)}, "sampling": {"video_steps": 2}})
+    contract = pipeline.make_dataset(config.data, "train").contract()
+    return Loaded(config, contract, {"kernel": np.zeros((3, 5))}, {}, step=7)
+
+
+def nearly_right(mode, batch, key):
+    """The truth with a little noise; for the videos a little brighter."""
+    noise = np.random.default_rng(len(mode)).normal(0, 0.01, batch["actions"].shape)
+    return {"video": np.clip(batch["frames"] / 255 + 0.002, 0, 1), "actions": batch["actions"] + noise}
+
+
+@pytest.fixture
+def model(monkeypatch, loaded):
+    """Puts the stand-in where the checkpoint and the sampler would be."""
+    monkeypatch.setattr(evaluate, "load_for_inference", lambda workdir, step: loaded)
+    monkeypatch.setattr(evaluate, "make_predict", lambda loaded: nearly_right)
+
+
+def run(*arguments):
+    evaluate.main(["evaluate", *map(str, arguments)])
+
+
+def test_writes_what_it_measured_and_a_second_run_adds_to_it(model, tmp_path, capsys):
+    out = tmp_path / "out"
+    common = (f"--workdir={tmp_path}", f"--out={out}", "--chunks=24", "--batch_size=10")
+    run(*common, "--modes=vla,video")
+    first = results.read_metrics(out / "metrics.json")
+    assert first["facts"]["chunks"] == 24
+    assert first["facts"]["episodes"] == 3
+    assert first["facts"]["step"] == 7
+    assert first["facts"]["parameters"] == 15
+    assert first["machine"]["cores"] >= 1
+    assert set(first["modes"]) == {"vla", "video"}
+    assert first["modes"]["video"]["beats_baselines"]
+    # In this dataset an action follows from the state: the neighbour knows it exactly, and noise of 0.01 must lose.
+    vla = first["modes"]["vla"]
+    assert vla["comparisons"]["normalised_mse"]["best_baseline"] == "nearest_neighbour"
+    assert vla["comparisons"]["normalised_mse"]["differences"]["predict_the_mean"]["beats"]
+    assert not vla["beats_baselines"]
+    assert len(first["modes"]["vla"]["joints"]) == 14
+    run(*common, "--modes=inverse_dynamics")
+    second = results.read_metrics(out / "metrics.json")
+    assert set(second["modes"]) == {"vla", "video", "inverse_dynamics"}
+    assert second["modes"]["vla"] == first["modes"]["vla"]
+    assert set(results.Examples.load(out / "evaluation_examples.npz").predictions) == set(second["modes"])
+    run(*common, "--modes=video", "--seed=1")
+    assert set(results.read_metrics(out / "metrics.json")["modes"]) == {"video"}, "another seed starts anew"
+    assert "24/24 chunks" in capsys.readouterr().out
+
+
+def test_failure_leaves_earlier_results_alone(model, monkeypatch, tmp_path):
+    (tmp_path / "metrics.json").write_text(json.dumps({"format": 0, "precious": True}))
+    before = (tmp_path / "metrics.json").read_text()
+
+    def breaks(mode, batch, key):
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(evaluate, "make_predict", lambda loaded: breaks)
+    with pytest.raises(RuntimeError):
+        run(f"--workdir={tmp_path}", "--chunks=24")
+    assert (tmp_path / "metrics.json").read_text() == before
+    assert [path.name for path in tmp_path.iterdir()] == ["metrics.json"]
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("--modes=vla,fly", f"unknown mode 'fly': expected one of {', '.join(MODES)}"),
+        ("--chunks=3", "--chunks: expected at least 16, found 3"),
+        ("--batch_size=0", "--batch_size: expected at least 1, found 0"),
+    ],
+)
+def test_bad_arguments_are_named(tmp_path, argument, message):
+    with pytest.raises(UserError, match=message):
+        run(f"--workdir={tmp_path}", argument)
+
+
+def test_workdir_without_a_checkpoint(tmp_path):
+    with pytest.raises(UserError, match="no checkpoint"):
+        run(f"--workdir={tmp_path}", f"--out={tmp_path / 'out'}")
+    assert list(tmp_path.iterdir()) == []
