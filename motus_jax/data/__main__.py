@@ -19,7 +19,7 @@ from motus_jax.errors import UserError
 
 # Imported when asked for: `record` needs a simulator that the others do not.
 COMMANDS = {
-    "inspect": "motus_jax.data.inspection",
+    "inspect": "motus_jax.data.inspect_command",
     "statistics": "motus_jax.data.statistics_command",
     "record": "motus_jax.data.record",
 }

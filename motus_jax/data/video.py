@@ -39,7 +39,8 @@ def read_frames(
     try:
         frames = _decode(path, wanted + first, fps)
     except (av.FFmpegError, IndexError) as error:
-        raise UserError(f"{label}: expected a readable video in {path}; found {error or 'no video stream'}") from error
+        found = error.strerror if isinstance(error, av.FFmpegError) else "no video stream"
+        raise UserError(f"{label}: expected a readable video in {path}; found: {found} (truncated?)") from error
     missing = [int(row) for row in wanted if int(row) + first not in frames]
     if missing:
         raise UserError(

@@ -125,7 +125,7 @@ def test_missing_video(broken):
     assert line.startswith("episode 0: expected the video") and str(file) in line
 
 
-@pytest.mark.parametrize("share", [0.02, 0.6])
+@pytest.mark.parametrize("share", [0.02, 0.6, 0.95])
 def test_truncated_video(broken, share):
     """Cut before the index the file is no video; cut behind it, frames are missing."""
     file = broken / "videos" / "chunk-000" / "observation.images.top" / "episode_000001.mp4"

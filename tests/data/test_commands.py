@@ -1,0 +1,61 @@
+"""`python -m motus_jax.data`: the page, the numbers, and one clear line on bad input."""
+
+import json
+import subprocess
+import sys
+
+import pyarrow.parquet as pq
+import pytest
+
+from motus_jax.data import __main__ as command
+from motus_jax.data.inspection import inspect
+from motus_jax.data.inspection_page import render
+from motus_jax.data.lerobot import LeRobotDataset
+from motus_jax.errors import UserError
+
+
+def run(*arguments) -> None:
+    command.main(["data", *map(str, arguments)])
+
+
+def test_page_shows_pictures_curves_and_instructions(v3, tmp_path):
+    run("inspect", f"--path={v3}", f"--out={tmp_path / 'page.html'}", "--episodes=2")
+    page = (tmp_path / "page.html").read_text()
+    assert page.count('class="episode"') == 2 and page.count("data:image/jpeg") == 16
+    assert page.count("<polyline") == 2 * 14 * 2
+    assert "lift the cube" in page and "insert the peg" in page and "left_wrist 48×36" in page
+    assert "http://" not in page.replace("http://www.w3.org/2000/svg", "") and "<script" not in page
+
+
+def test_page_names_what_is_broken(broken):
+    videos = broken / "videos" / "chunk-000"
+    (videos / "observation.images.top" / "episode_000001.mp4").unlink()
+    tables = broken / "data" / "chunk-000"
+    pq.write_table(pq.read_table(tables / "episode_000003.parquet").slice(0, 9), tables / "episode_000003.parquet")
+    found = inspect(LeRobotDataset(broken))
+    assert len(found.lengths) == 4
+    assert any(line.startswith("dropped: episode 3") for line in found.odd)
+    assert any("expected the video" in line and "episode_000001.mp4" in line for line in found.odd)
+    assert "No readable video." in render(found)
+
+
+def test_statistics_are_stored_for_training(v3, tmp_path, capsys):
+    file = tmp_path / "numbers.json"
+    run("statistics", f"--path={v3}", "--chunk=8", f"--out={file}")
+    (entry,) = json.loads(file.read_text()).values()
+    assert entry["settings"]["chunk"] == 8 and len(entry["actions"]["delta"]["std"]) == 14
+    assert "joint_13" in capsys.readouterr().out
+    with pytest.raises(UserError, match="give --out=FILE"):
+        run("statistics", f"--path={v3}", f"--out={file / 'inside'}")
+
+
+def test_unknown_subcommand():
+    with pytest.raises(UserError, match="expected one of inspect, statistics, record; found 'look'"):
+        run("look")
+
+
+def test_bad_input_is_one_line_and_exit_code_2(tmp_path):
+    arguments = ["-m", "motus_jax.data", "inspect", f"--path={tmp_path / 'none'}", f"--out={tmp_path / 'page.html'}"]
+    done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+    assert not (tmp_path / "page.html").exists()
