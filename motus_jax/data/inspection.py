@@ -170,8 +170,10 @@ def _odd_numbers(dataset: LeRobotDataset, readable: list[int], actions: np.ndarr
         if still:
             odd.append(f"{key} hardly moves in {', '.join(still)}")
     changes = [np.diff(dataset.rows(index).action, axis=0) for index in readable]
-    scale = np.concatenate(changes).std(0) + 1e-9
-    sizes = [np.abs(change / scale).max(initial=0.0) for change in changes]
+    together = np.concatenate(changes)
+    usual, spread = together.mean(0), together.std(0)
+    scale = np.maximum(spread, 0.01 * spread.max()) + 1e-6
+    sizes = [np.abs((change - usual) / scale).max(initial=0.0) for change in changes]
     jumpy = [readable[k] for k in np.flatnonzero(np.array(sizes) > JUMP)]
     if jumpy:
         odd.append(
@@ -186,20 +188,20 @@ def _odd_numbers(dataset: LeRobotDataset, readable: list[int], actions: np.ndarr
 
 
 def _check_videos(dataset: LeRobotDataset, readable: list[int]) -> list[str]:
-    odd = []
+    odd: list[str] = []
+    flat: dict[str, list[int]] = {}
     places = np.unique(np.linspace(0, len(readable) - 1, min(CHECKED, len(readable))).round().astype(int))
     for done, place in enumerate(places, start=1):
         index = readable[place]
         for key in dataset.cameras:
             try:
-                last = dataset.frames(index, key, [dataset.episode(index).length - 1])
-                if last.std() < 1.0:
-                    odd.append(f"episode {index}: the last picture of {key} is of one colour")
+                if dataset.frames(index, key, [dataset.episode(index).length - 1]).std() < 1.0:
+                    flat.setdefault(key, []).append(index)
             except UserError as error:
                 odd.append(str(error))
         if done % 50 == 0:
             print(f"checked the videos of {done} of {len(places)} episodes", file=sys.stderr, flush=True)
-    return odd
+    return odd + [f"{key} ends on a picture of one colour: episodes {_listing(found)}" for key, found in flat.items()]
 
 
 def _choose(dataset: LeRobotDataset, readable: list[int], count: int) -> list[int]:

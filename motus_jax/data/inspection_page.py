@@ -30,12 +30,12 @@ h3 { font-size: 15px; margin: 20px 0 8px; color: var(--soft); font-weight: 600; 
 .sheet figure { margin: 0; flex: 1 1 0; min-width: 0; }
 .sheet img { width: 100%; border-radius: 4px; display: block; image-rendering: auto; }
 figcaption { font-size: 11px; color: var(--soft); text-align: center; }
-.grid { display: grid; grid-template-columns: repeat(auto-fill, minmax(150px, 1fr)); gap: 10px; margin-top: 8px; }
+.grid { display: grid; grid-template-columns: repeat(auto-fill, minmax(136px, 1fr)); gap: 10px; margin-top: 8px; }
 .grid figure { margin: 0; }
 svg { width: 100%; display: block; background: var(--ground); border-radius: 4px; }
 svg text { font: 9px system-ui, sans-serif; fill: var(--soft); }
 .legend { font-size: 12px; color: var(--soft); margin-top: 12px; }
-.legend i { display: inline-block; width: 18px; height: 3px; vertical-align: middle; margin: 0 5px 0 12px; }
+.legend i { display: inline-block; width: 18px; height: 3px; vertical-align: middle; margin: 0 5px 0 0; }
 .odd { border-left: 4px solid var(--warm); }
 .fine { border-left: 4px solid #12b76a; }
 table { border-collapse: collapse; width: 100%; } td { padding: 4px 0; border-bottom: 1px solid var(--line); }
@@ -78,9 +78,8 @@ def _episode(shown: Shown, found: Inspection) -> str:
     )
     tag = f'<span class="tag">episode {shown.index}{" · " + shown.split if shown.split else ""}</span>'
     length = f'<span class="tag">{len(shown.seconds) / found.fps:.1f} s</span>'
-    legend = (
-        '<i style="background:var(--state)"></i>measured state <i style="background:var(--action)"></i>commanded action'
-    )
+    state, action = (f'<i style="background:var(--{name})"></i>' for name in ("state", "action"))
+    legend = f"{state}measured state &emsp;{action}commanded action; time runs from left to right"
     return f"""<section class="episode"><h3>{_text(shown.instruction)} {tag} {length}</h3>
 {_sheet(shown)}<div class="legend">{legend}</div><div class="grid">{curves}</div></section>"""
 

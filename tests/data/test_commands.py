@@ -35,6 +35,8 @@ def test_page_names_what_is_broken(broken):
     found = inspect(LeRobotDataset(broken))
     assert len(found.lengths) == 4
     assert any(line.startswith("dropped: episode 3") for line in found.odd)
+    assert sum("one colour: episodes 0, " in line for line in found.odd) == 3  # the fixture's pictures are flat
+    assert not any("jump" in line for line in found.odd)
     assert any("expected the video" in line and "episode_000001.mp4" in line for line in found.odd)
     assert "No readable video." in render(found)
 
