@@ -104,6 +104,14 @@ class LeRobotDataset:
         """Rows of all episodes together."""
         return sum(episode.length for episode in self.episodes)
 
+    def table_bytes(self) -> int:
+        """Size of all tables on disk: differs when the dataset was written anew.
+
+        Raises:
+          UserError: a table is missing.
+        """
+        return sum(_existing(file).stat().st_size for file in {episode.table for episode in self.episodes})
+
     def names(self, key: str) -> tuple[str, ...]:
         """Names of the dims of `observation.state` or `action`; numbered where the dataset names none."""
         feature = self.info["features"][key]

@@ -5,6 +5,7 @@ holds shuffled example p (reshuffled every epoch); step k is positions k B .. (k
 its own block, so that the blocks side by side are the same global batch whatever the number of hosts.
 """
 
+import functools
 import logging
 import pathlib
 import sys
@@ -17,14 +18,15 @@ from absl import flags
 from jaxtyping import Float
 from ml_collections import ConfigDict
 
-from motus_jax.data import statistics as statistics_lib
 from motus_jax.data import tokenizer
-from motus_jax.data.contract import Contract
+from motus_jax.data.action_space import action_space
+from motus_jax.data.contract import Affine, Contract
 from motus_jax.data.example import Example
 from motus_jax.data.frame_store import FrameStore
 from motus_jax.data.lerobot import ACTION, STATE, LeRobotDataset
 from motus_jax.data.prompt import build_prompt, prefix_bytes
 from motus_jax.data.sampling import Timing
+from motus_jax.data.statistics import Statistics, load_or_compute
 from motus_jax.errors import UserError
 
 DEFAULTS: dict[str, Any] = {
@@ -60,7 +62,6 @@ class Dataset:
       episodes: episode indices of the split.
       starts: int32 [n, 2], (episode, row) of every chunk of the split, in order.
       timing: rates and chunk length.
-      statistics: of the training split.
       spec: the contract as an object; `contract()` gives it as JSON.
     """
 
@@ -76,13 +77,17 @@ class Dataset:
         self._store = FrameStore(
             self.source, settings["cameras"], settings["image_size"], int(float(settings["cache_gib"]) * 2**30)
         )
-        file = pathlib.Path(settings["statistics"]) if settings["statistics"] else None
-        self.statistics = statistics_lib.load_or_compute(self.source, self.timing, file)
-        self.spec = self._make_spec(contract)
+        self.spec = self._own_spec() if contract is None else self._given_spec(contract)
         self._prompts = {text: self._tokens(text) for text in sorted(set(self.source.tasks.values()))}
         self.starts = np.array(
             [(e, row) for e in self.episodes for row in self.timing.starts(self.source.episode(e).length)], np.int32
         )
+
+    @functools.cached_property
+    def statistics(self) -> Statistics:
+        """Statistics of the training split: stored ones, or computed now; not needed under a given contract."""
+        file = self.settings["statistics"]
+        return load_or_compute(self.source, self.timing, pathlib.Path(file) if file else None)
 
     def contract(self) -> dict[str, Any]:
         """Everything that sampling and serving must match, as JSON (`motus_jax.data.contract.Contract`)."""
@@ -136,19 +141,31 @@ class Dataset:
     def _tokens(self, instruction: str) -> tuple[np.ndarray, np.ndarray]:
         return tokenizer.encode(build_prompt(instruction, self.spec.prompt_template), self.spec.instruction_length)
 
-    def _make_spec(self, given: Contract | None) -> Contract:
+    def _given_spec(self, contract: Contract) -> Contract:
+        """The contract of a checkpoint, after a check that the data can keep it."""
+        widths = (self.source.state_dim, self.source.action_dim)
+        found = self._spec(*(Affine((0.0,) * width, (1.0,) * width) for width in widths))
+        contract.check(found, found_in=str(self.source.path), numbers=False)
+        return contract
+
+    def _own_spec(self) -> Contract:
+        """The contract that these data and this config make."""
+        space, kind = self.settings["action_space"], self.settings["normalisation"]
+        action_space(space, self.source.state_dim, self.source.action_dim)
+        numbers = self.statistics
+        spec = self._spec(numbers.affine(numbers.state, kind), numbers.affine(numbers.actions[space], kind))
+        self._warn(spec)
+        return spec
+
+    def _spec(self, state: Affine, action: Affine) -> Contract:
         settings = self.settings
-        space, kind = settings["action_space"], settings["normalisation"]
-        if space not in self.statistics.actions:
-            known = ", ".join(self.statistics.actions)
-            raise UserError(f"data.action_space: expected one of {known} (for this robot); found {space!r}")
         length, template = int(settings["instruction_length"]), settings["prompt_template"]
         if length <= prefix_bytes(template):
             raise UserError(
                 f"data.instruction_length: expected more than the {prefix_bytes(template)} bytes that template "
                 f"{template!r} puts before the instruction; found {length}"
             )
-        spec = Contract(
+        return Contract(
             action_hz=self.timing.action_hz,
             video_hz=self.timing.video_hz,
             chunk=self.timing.chunk,
@@ -157,21 +174,16 @@ class Dataset:
             action_dim=int(settings["action_dim"]),
             cameras=tuple(settings["cameras"]),
             image_size=(int(settings["image_size"][0]), int(settings["image_size"][1])),
-            action_space=space,
-            normalisation=kind,
-            state=self.statistics.affine(self.statistics.state, kind),
-            action=self.statistics.affine(self.statistics.actions[space], kind),
+            action_space=settings["action_space"],
+            normalisation=settings["normalisation"],
+            state=state,
+            action=action,
             prompt_template=template,
             instruction_length=length,
             robot=self.source.robot,
             state_names=self.source.names(STATE),
             action_names=self.source.names(ACTION),
         )
-        if given is not None:
-            given.check(spec, found_in=str(self.source.path), numbers=False)
-            return given
-        self._warn(spec)
-        return spec
 
     def _warn(self, spec: Contract) -> None:
         """Says once what is odd about this robot's numbers."""

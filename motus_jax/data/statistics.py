@@ -51,7 +51,8 @@ class Statistics:
     """Statistics of a dataset's training split.
 
     Attributes:
-      settings: what the numbers depend on: chunk, action_hz, horizon, episodes of the split, frames of the dataset.
+      settings: what the numbers depend on: chunk, action_hz, horizon, episodes of the split,
+        rows and size of the tables (which tell a dataset that was recorded anew).
       state: of the states at chunk starts.
       actions: per action space, pooled over the chunk's steps.
     """
@@ -151,6 +152,7 @@ def settings_of(dataset: LeRobotDataset, timing: Timing) -> dict[str, Any]:
         "horizon": timing.horizon,
         "train": dataset.split_ranges("train"),
         "frames": dataset.total_frames,
+        "table_bytes": dataset.table_bytes(),
     }
 
 

@@ -154,7 +154,7 @@ def test_contract_of_a_checkpoint_brings_its_numbers(v3, train):
     record = json.loads(json.dumps(train.contract()))
     record["state"]["offset"] = [1.0] * 14
     foreign = make_dataset({"path": str(v3), **CONFIG}, "test", contract=Contract.from_json(record))
-    assert foreign.contract() == record
+    assert foreign.contract() == record and "statistics" not in vars(foreign)
     np.testing.assert_allclose(
         foreign.example(4, 0)["state"], (foreign.raw_state(4, 0) - 1.0) / record["state"]["scale"], rtol=1e-5
     )

@@ -4,6 +4,7 @@ import json
 import shutil
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from motus_jax.data import statistics
@@ -100,3 +101,12 @@ def test_read_only_folder_is_only_a_warning(v3, tmp_path, caplog):
     (tmp_path / "file").write_text("")
     found = statistics.load_or_compute(LeRobotDataset(v3), TIMING, tmp_path / "file" / "statistics.json")
     assert found.state.count > 0 and "statistics not stored" in caplog.text
+
+
+def test_a_dataset_recorded_anew_gets_new_statistics(broken_v3, tmp_path):
+    file = tmp_path / "statistics.json"
+    statistics.load_or_compute(LeRobotDataset(broken_v3), TIMING, file)
+    table = broken_v3 / "data" / "chunk-000" / "file-000.parquet"
+    pq.write_table(pq.read_table(table).replace_schema_metadata({"again": "yes"}), table)
+    dataset = LeRobotDataset(broken_v3)
+    assert statistics.load(file, statistics.settings_of(dataset, TIMING)) is None
