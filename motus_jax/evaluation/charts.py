@@ -21,7 +21,7 @@ class Bar(NamedTuple):
 
 def interval_chart(title: str, unit: str, better: str, bars: Sequence[Bar]) -> str:
     """Values with 95 % intervals below each other on one axis; the emphasised ones are the model's."""
-    width, label_width, number_width, row_height, top = 560, 168, 74, 26, 8
+    width, label_width, number_width, row_height, top = 390, 128, 62, 25, 6
     edges = [edge for bar in bars for edge in (bar.value, bar.low, bar.high) if edge is not None]
     low, high = _padded(min(edges), max(edges))
     left, right = label_width + 10, width - number_width
@@ -93,7 +93,8 @@ def number(value: float | None) -> str:
     if value == 0:
         return "0"
     digits = max(0, 2 - math.floor(math.log10(abs(value))))
-    return f"{value:.{min(digits, 6)}f}" if abs(value) < 1e5 else f"{value:,.0f}"
+    text = f"{value:.{min(digits, 6)}f}" if abs(value) < 1e5 else f"{value:,.0f}"
+    return text.replace("-", "\N{MINUS SIGN}")
 
 
 def _figure(caption: str, kind: str, width: int, height: int, content: str) -> str:

@@ -30,6 +30,8 @@ h1 { font-size: 2.3rem; line-height: 1.15; letter-spacing: -.025em; margin: 0 0 
 h2 { font-size: 1.5rem; letter-spacing: -.015em; margin: 0; }
 h3 { font-size: 1rem; margin: 28px 0 10px; }
 p { margin: 8px 0; max-width: 76ch; }
+a { color: var(--accent); text-decoration: none; }
+header .pill { margin-top: 8px; }
 .soft, small { color: var(--soft); }
 small { font-weight: 400; }
 nav { display: flex; flex-wrap: wrap; gap: 8px; margin-top: 20px; }
@@ -64,13 +66,15 @@ td.wide { white-space: normal; min-width: 15em; }
 .grid {
   display: grid; gap: 18px; grid-template-columns: repeat(auto-fit,minmax(min(100%,330px),1fr)); margin-top: 16px;
 }
+.grid.fill { grid-template-columns: repeat(auto-fill,minmax(min(100%,330px),1fr)); }
+.grid.small { grid-template-columns: repeat(auto-fill,minmax(min(100%,185px),1fr)); }
 .grid.two { grid-template-columns: repeat(auto-fit,minmax(min(100%,430px),1fr)); }
 figure { margin: 0; }
 figcaption { font-size: .85rem; margin-bottom: 6px; font-weight: 600; }
 figcaption.under { font-weight: 400; color: var(--soft); margin: 6px 0 0; }
 video, img { display: block; width: 100%; border-radius: 10px; background: #111418; }
 .strip { overflow-x: auto; margin-top: 18px; }
-.strip img { min-width: 760px; }
+.strip img { min-width: 760px; max-width: 1124px; }
 .plots { overflow-x: auto; margin-top: 18px; color: var(--text); }
 .plots svg { display: block; width: 100%; min-width: 860px; height: auto; }
 .plots svg text, .chart svg text { fill: currentColor; }

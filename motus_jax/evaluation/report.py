@@ -26,15 +26,18 @@ from motus_jax.evaluation.runner import OTHER_ACTIONS
 from motus_jax.modes import MODES, Mode, Role
 from motus_jax.sampling import pictures
 
-VIDEOS, STRIPS, PLOTS = 3, 2, 2
+STRIPS, PLOTS = 2, 2
 """How many of each a mode's section shows."""
+
+VIDEOS = {1: ("grid small", 5), 2: ("grid", 3), 3: ("grid two", 4)}
+"""By how many pictures stand side by side: the style of the grid, and how many videos it holds."""
 
 PAUSE_SECONDS = 0.8
 """Videos rest this long on their last frame before they start again."""
 
 TITLES = {
     "psnr": "PSNR",
-    "moving_psnr": "PSNR over moving pixels",
+    "moving_psnr": "PSNR, moving pixels",
     "ssim": "SSIM",
     "normalised_mse": "Action error, normalised MSE",
     "joint_error": "Joint error",
@@ -58,6 +61,7 @@ def write_report(workdir: Path) -> Path:
     shutil.rmtree(partial, ignore_errors=True)
     (partial / "media").mkdir(parents=True)
     examples = Examples.load(examples_file)
+    found["modes"] = {mode: found["modes"][mode] for mode in sorted(found["modes"], key=_place)}
     sections = [_overview(found)]
     sections += [_mode_section(mode, entry, examples, partial) for mode, entry in found["modes"].items()]
     if "cycle" in found:
@@ -69,6 +73,12 @@ def write_report(workdir: Path) -> Path:
     shutil.rmtree(folder, ignore_errors=True)
     partial.rename(folder)
     return folder / "index.html"
+
+
+def _place(mode: str) -> tuple[bool, int]:
+    """Order of the sections: that of the table of modes, but a mode that predicts both modalities comes last."""
+    row = MODES[mode]
+    return row.returns_video and row.returns_actions, list(MODES).index(mode)
 
 
 def _header(found: Mapping[str, Any]) -> str:
@@ -152,23 +162,23 @@ def _sentence(row: Mode) -> str:
 
 def _videos(mode: str, row: Mode, examples: Examples, folder: Path) -> str:
     """Real beside imagined; where only actions are predicted, what the model was shown."""
+    columns = {"real" if row.returns_video else "given": examples.frames}
+    if row.returns_video:
+        columns["imagined"] = examples.predictions[mode]["video"]
+    if mode + OTHER_ACTIONS in examples.predictions:
+        columns["with other actions"] = examples.predictions[mode + OTHER_ACTIONS]["video"]
+    if row.video is Role.NOISE:
+        columns = {"given": examples.frames[:, :1]}
+    kind, count = VIDEOS[len(columns)]
+    pause = round(PAUSE_SECONDS * examples.video_hz)
     cells = []
-    for index in range(min(VIDEOS, len(examples.frames))):
-        if row.returns_video:
-            columns = {"real": examples.frames[index], "imagined": examples.predictions[mode]["video"][index]}
-            if mode + OTHER_ACTIONS in examples.predictions:
-                columns["other actions"] = examples.predictions[mode + OTHER_ACTIONS]["video"][index]
-        elif row.video is Role.GIVEN:
-            columns = {"given": examples.frames[index]}
-        else:
-            columns = {"given": examples.frames[index, :1]}
+    for index in range(min(count, len(examples.frames))):
+        clip = pictures.side_by_side({title: frames[index] for title, frames in columns.items()})
         file = f"media/{mode}_{index}.mp4"
-        clip = pictures.side_by_side(columns)
-        pause = round(PAUSE_SECONDS * examples.video_hz)
         clip = np.concatenate([clip, np.repeat(clip[-1:], pause, axis=0)])
         pictures.write_mp4(folder / file, clip, examples.video_hz, scale=1)
         cells.append(page.video(file, _caption(examples, index)))
-    return f'<div class="grid">{"".join(cells)}</div>'
+    return f'<div class="{kind}">{"".join(cells)}</div>'
 
 
 def _strips(mode: str, row: Mode, examples: Examples, folder: Path) -> str:
@@ -177,9 +187,9 @@ def _strips(mode: str, row: Mode, examples: Examples, folder: Path) -> str:
     cells = []
     for index in range(min(STRIPS, len(examples.frames))):
         rows = {"real": examples.frames[index], "imagined": examples.predictions[mode]["video"][index]}
-        file = f"media/{mode}_strip_{index}.png"
+        file = f"media/{mode}_strip_{index}.jpg"
         image = pictures.strip(rows, examples.video_hz, error_of=("real", "imagined"))
-        pictures.write_png(folder / file, image)
+        pictures.write_image(folder / file, image)
         text = f"Real, imagined, and where they differ. {_caption(examples, index)}"
         cells.append(
             f'<figure class="strip"><img src="{file}" alt="{page.escape(text)}" loading="lazy">'
@@ -188,12 +198,12 @@ def _strips(mode: str, row: Mode, examples: Examples, folder: Path) -> str:
     return "".join(cells)
 
 
-def _plots(mode: str, examples: Examples) -> str:
+def _plots(label: str, examples: Examples, count: int = PLOTS) -> str:
     cells = []
-    for index in range(min(PLOTS, len(examples.frames))):
+    for index in range(min(count, len(examples.frames))):
         figure = pictures.action_figure(
             examples.actions[index],
-            {"predicted": examples.predictions[mode]["actions"][index]},
+            {"predicted": examples.predictions[label]["actions"][index]},
             examples.names,
             examples.units,
             examples.action_hz,
@@ -232,7 +242,7 @@ def _interval_charts(entry: Mapping[str, Any]) -> str:
         ]
         if bars:
             shown.append(charts.interval_chart(TITLES[metric], own["unit"], METRICS[metric].better, bars))
-    return f'<div class="grid two">{"".join(shown)}</div>'
+    return f'<div class="grid fill">{"".join(shown)}</div>'
 
 
 def _comparison_details(entry: Mapping[str, Any]) -> str:
@@ -279,8 +289,8 @@ def _cycle_section(cycle: Mapping[str, Any], examples: Examples) -> str:
         "<p>Actions go into the world model, and its imagined video into inverse dynamics: the actions that come out "
         "should be those that went in. What the imagination costs is the step from the second row to the first.</p>"
     )
-    plots = _plots("cycle", examples) if "actions" in examples.predictions.get("cycle", {}) else ""
-    content = f'{text}<div class="grid two">{chart}</div>{plots}'
+    plots = _plots("cycle", examples, count=1) if "actions" in examples.predictions.get("cycle", {}) else ""
+    content = f'{text}<div class="grid fill">{chart}</div>{plots}'
     return page.section("cycle", "Cycle: actions to video and back", content, cycle["beats_baselines"])
 
 
@@ -398,7 +408,9 @@ def _title(mode: str) -> str:
 
 
 def _words(name: str) -> str:
-    return name.replace("_", " ")
+    return {"copy_last": "copy the last frame", "train_mean_residual": "add the mean change"}.get(
+        name, name.replace("_", " ")
+    )
 
 
 def _word(count: int) -> str:

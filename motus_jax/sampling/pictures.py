@@ -67,7 +67,7 @@ def side_by_side(
     """Videos of equal shape in a row, each under its title; already enlarged (write it with `scale=1`)."""
     titles, videos = list(columns), [enlarge(video, scale) for video in columns.values()]
     count, height, width, _ = videos[0].shape
-    header = 20
+    header = 32
     canvas = _canvas(header + height, len(videos) * (width + GAP) - GAP)
     for index, title in enumerate(titles):
         _write(canvas, index * (width + GAP) + width // 2, header // 2, title, anchor="mm")
@@ -94,7 +94,7 @@ def strip(
         first, second = (rows[title].astype(np.float32) / 255 for title in error_of)
         videos["difference"] = enlarge(_heat(np.abs(first - second).mean(axis=-1)), scale)
     count, height, width, _ = next(iter(videos.values())).shape
-    left, top = 84, 22
+    left, top = 116, 30
     canvas = _canvas(top + len(videos) * (height + GAP) - GAP, left + count * (width + GAP) - GAP)
     for column in range(count):
         label = "now" if column == 0 else f"+{column / hz:.1f} s"
@@ -110,9 +110,9 @@ def strip(
     return out
 
 
-def write_png(path: str | os.PathLike, image: UInt8[np.ndarray, "H W 3"]) -> None:
-    """Writes a PNG."""
-    Image.fromarray(image).save(path)
+def write_image(path: str | os.PathLike, image: UInt8[np.ndarray, "H W 3"]) -> None:
+    """Writes an image in the format of its suffix (.png, .jpg)."""
+    Image.fromarray(image).save(path, **({"quality": 90} if str(path).endswith(".jpg") else {}))
 
 
 def action_figure(
@@ -138,22 +138,32 @@ def action_figure(
     columns = 7 if len(shown) % 7 == 0 else min(len(shown), 4)
     rows = -(-len(shown) // columns)
     times = np.arange(1, len(real) + 1) / hz
-    with matplotlib.rc_context({"font.size": 8, "axes.titlesize": 8, "svg.fonttype": "none"}):
-        figure = Figure(figsize=(2.05 * columns, 1.75 * rows + 0.45), layout="constrained")
+    with matplotlib.rc_context({"font.size": 8, "axes.titlesize": 7.5, "svg.fonttype": "none"}):
+        width, height = 1.8 * columns, 1.6 * rows + 0.3
+        figure = Figure(figsize=(width, height))
+        # In inches, by hand: the automatic layouts take a second a figure.
+        figure.subplots_adjust(
+            left=0.42 / width,
+            right=1 - 0.14 / width,
+            bottom=0.42 / height,
+            top=1 - 0.5 / height,
+            wspace=0.36,
+            hspace=0.42,
+        )
         axes = figure.subplots(rows, columns, squeeze=False)
         for place, axis in enumerate(axes.flat):
             if place >= len(shown):
                 axis.set_axis_off()
                 continue
             d = shown[place]
-            _plot_dimension(axis, times, real[:, d], {t: chunk[:, d] for t, chunk in predicted.items()}, units[d])
             if state is not None:
                 axis.plot(0, state[d], "o", color=REAL_COLOUR, markersize=3.5)
-            axis.set_title(f"{names[d]} [{units[d]}]")
+            _plot_dimension(axis, times, real[:, d], {t: chunk[:, d] for t, chunk in predicted.items()}, units[d])
+            axis.set_title(f"{names[d].replace('_', ' ')} [{units[d]}]", pad=4)
             if place // columns == rows - 1:
                 axis.set_xlabel("time [s]")
         handles, labels = axes.flat[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside upper left", ncols=len(labels), frameon=False, fontsize=9)
+        figure.legend(handles, labels, loc="upper left", ncols=len(labels), frameon=False, fontsize=9, borderaxespad=0)
     return figure
 
 
@@ -193,4 +203,4 @@ def _write(canvas: Image.Image, x: int, y: int, text: str, anchor: str) -> None:
     ImageDraw.Draw(canvas).text((x, y), text, fill=FOREGROUND, font=_FONT, anchor=anchor)
 
 
-_FONT = ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf", 13)
+_FONT = ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf", 19)

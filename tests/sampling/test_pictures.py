@@ -37,10 +37,10 @@ def test_mp4_reads_back(tmp_path, video):
 
 def test_side_by_side_holds_both_videos(video):
     both = pictures.side_by_side({"real": video, "imagined": 255 - video}, scale=2)
-    assert both.shape == (9, 20 + 56, 50 + pictures.GAP + 50, 3)
-    np.testing.assert_array_equal(both[:, 20:, :50], pictures.enlarge(video, 2))
-    np.testing.assert_array_equal(both[:, 20:, 56:], pictures.enlarge(255 - video, 2))
-    assert (both[:, :20] == pictures.FOREGROUND).all(axis=-1).any(), "titles are drawn"
+    assert both.shape == (9, 32 + 56, 50 + pictures.GAP + 50, 3)
+    np.testing.assert_array_equal(both[:, 32:, :50], pictures.enlarge(video, 2))
+    np.testing.assert_array_equal(both[:, 32:, 56:], pictures.enlarge(255 - video, 2))
+    assert (both[:, :32] == pictures.FOREGROUND).all(axis=-1).any(), "titles are drawn"
 
 
 def test_strip_has_a_row_per_video_and_shows_where_they_differ(video, tmp_path):
@@ -48,12 +48,12 @@ def test_strip_has_a_row_per_video_and_shows_where_they_differ(video, tmp_path):
     imagined[5, :4, :4] = 255
     image = pictures.strip({"real": video, "imagined": imagined}, hz=5.0, scale=2, error_of=("real", "imagined"))
     height, width, gap = 56, 50, pictures.GAP
-    assert image.shape == (22 + 3 * (height + gap) - gap, 84 + 9 * (width + gap) - gap, 3)
-    left = 84 + 5 * (width + gap)
-    np.testing.assert_array_equal(image[22 : 22 + height, left : left + width], pictures.enlarge(video, 2)[5])
-    heat = image[22 + 2 * (height + gap) :, left : left + width].astype(int).sum(axis=-1)
+    assert image.shape == (30 + 3 * (height + gap) - gap, 116 + 9 * (width + gap) - gap, 3)
+    left = 116 + 5 * (width + gap)
+    np.testing.assert_array_equal(image[30 : 30 + height, left : left + width], pictures.enlarge(video, 2)[5])
+    heat = image[30 + 2 * (height + gap) :, left : left + width].astype(int).sum(axis=-1)
     assert heat[:4, :4].min() > 5 * heat[20:, 20:].max()
-    pictures.write_png(tmp_path / "strip.png", image)
+    pictures.write_image(tmp_path / "strip.png", image)
     assert (tmp_path / "strip.png").stat().st_size > 1000
 
 
@@ -65,7 +65,7 @@ def test_action_figure_has_a_panel_per_dimension_with_units(tmp_path):
     units = (["rad"] * 6 + ["open fraction"]) * 2
     figure = pictures.action_figure(real, {"predicted": real + 0.01}, names, units, hz=10.0, state=real[0])
     assert [axis.get_title() for axis in figure.axes] == [f"{name} [{unit}]" for name, unit in zip(names, units)]
-    line = figure.axes[3].get_lines()[1]
+    line = figure.axes[3].get_lines()[2]
     np.testing.assert_allclose(line.get_ydata(), real[:, 3] + 0.01)
     np.testing.assert_allclose(line.get_xdata()[[0, -1]], [0.1, 1.6])
     pictures.write_figure(tmp_path / "actions.png", figure)
