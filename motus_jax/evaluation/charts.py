@@ -2,7 +2,7 @@
 
 import html
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 SERIES_COLOURS = 6
@@ -121,7 +121,7 @@ def nice_ticks(low: float, high: float, count: int = 5) -> list[float]:
     return [round(index * step, 12) for index in range(first, math.floor(high / step + 1e-9) + 1)]
 
 
-def _ticks(low: float, high: float, x, top: float, bottom: float, grid: bool = True) -> str:
+def _ticks(low: float, high: float, x: Callable[[float], float], top: float, bottom: float, grid: bool = True) -> str:
     parts = []
     for tick in nice_ticks(low, high):
         if grid:
@@ -130,10 +130,21 @@ def _ticks(low: float, high: float, x, top: float, bottom: float, grid: bool = T
     return "".join(parts)
 
 
-def _y_ticks(low: float, high: float, y, left: float, right: float, log: bool) -> str:
+def _y_ticks(low: float, high: float, y: Callable[[float], float], left: float, right: float, log: bool) -> str:
+    """Grid lines and numbers of the vertical axis; with `log`, `low` and `high` are logarithms."""
+    ticks = log_ticks(low, high) if log else nice_ticks(low, high)
     parts = []
-    for tick in nice_ticks(low, high):
-        text = number(10**tick) if log else f"{tick:g}"
-        parts.append(f'<line class="grid" x1="{left}" x2="{right}" y1="{y(tick):.1f}" y2="{y(tick):.1f}"/>')
-        parts.append(f'<text class="tick" x="{left - 6}" y="{y(tick) + 4:.1f}" text-anchor="end">{text}</text>')
+    for tick in ticks:
+        height = y(math.log10(tick) if log else tick)
+        parts.append(f'<line class="grid" x1="{left}" x2="{right}" y1="{height:.1f}" y2="{height:.1f}"/>')
+        parts.append(f'<text class="tick" x="{left - 6}" y="{height + 4:.1f}" text-anchor="end">{tick:g}</text>')
     return "".join(parts)
+
+
+def log_ticks(low: float, high: float) -> list[float]:
+    """Round numbers whose logarithms lie between `low` and `high`: powers of ten, with 2 and 5 where there is room."""
+    span = high - low
+    factors = (1,) if span > 3 else (1, 2, 5) if span > 0.5 else (1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 7, 8, 9)
+    powers = range(math.floor(low), math.ceil(high) + 1)
+    ticks = [factor * 10.0**power for power in powers for factor in factors]
+    return [float(f"{tick:.6g}") for tick in ticks if low <= math.log10(tick) <= high]

@@ -77,7 +77,7 @@ video, img { display: block; width: 100%; border-radius: 10px; background: #1114
 .strip img { min-width: 760px; max-width: 1124px; }
 .plots { overflow-x: auto; margin-top: 18px; color: var(--text); }
 .plots svg { display: block; width: 100%; min-width: 860px; height: auto; }
-.plots svg text, .chart svg text { fill: currentColor; }
+.plots svg text, .chart svg text { fill: currentColor; font-family: inherit !important; }
 .chart { border: 1px solid var(--line); border-radius: 12px; padding: 14px 16px 8px; min-width: 0; }
 .chart svg { display: block; width: 100%; height: auto; overflow: visible; }
 .chart text { font-size: 12.5px; }

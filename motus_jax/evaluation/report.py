@@ -14,7 +14,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 import numpy as np
+from matplotlib.figure import Figure
 
 from motus_jax import cli
 from motus_jax.errors import UserError
@@ -218,10 +220,13 @@ def _plots(label: str, examples: Examples, count: int = PLOTS) -> str:
     return "".join(cells)
 
 
-def _svg(figure) -> str:
+def _svg(figure: Figure) -> str:
     """The figure as inline SVG without a background, its black turned into the page's text colour."""
     file = io.StringIO()
-    figure.savefig(file, format="svg", transparent=True, metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
+    with matplotlib.rc_context({"svg.fonttype": "none"}):
+        figure.savefig(
+            file, format="svg", transparent=True, metadata=dict.fromkeys(("Date", "Creator", "Format", "Type"))
+        )
     text = file.getvalue()
     return text[text.index("<svg") :].replace("#000000", "currentColor")
 

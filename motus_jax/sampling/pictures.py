@@ -138,7 +138,7 @@ def action_figure(
     columns = 7 if len(shown) % 7 == 0 else min(len(shown), 4)
     rows = -(-len(shown) // columns)
     times = np.arange(1, len(real) + 1) / hz
-    with matplotlib.rc_context({"font.size": 8, "axes.titlesize": 7.5, "svg.fonttype": "none"}):
+    with matplotlib.rc_context({"font.size": 8, "axes.titlesize": 7.5}):
         width, height = 1.8 * columns, 1.6 * rows + 0.3
         figure = Figure(figsize=(width, height))
         # In inches, by hand: the automatic layouts take a second a figure.

@@ -92,6 +92,11 @@ def test_ticks_are_round_and_inside(low, high, expected):
     assert charts.nice_ticks(low, high) == pytest.approx(expected)
 
 
+def test_logarithmic_ticks():
+    assert charts.log_ticks(-2.1, -0.6) == pytest.approx([0.01, 0.02, 0.05, 0.1, 0.2])
+    assert charts.log_ticks(-4, 0) == pytest.approx([1e-4, 1e-3, 1e-2, 1e-1, 1])
+
+
 def test_numbers_are_short():
     assert [charts.number(value) for value in (None, 0, 31.4159, 0.00123, 123456.7)] == [
         "–",
