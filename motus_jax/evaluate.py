@@ -23,6 +23,7 @@ from motus_jax.evaluation.runner import FORWARD, INVERSE, Evaluator, Predict
 from motus_jax.models.system import System
 from motus_jax.modes import MODES, get_mode
 from motus_jax.sampling.sampler import make_sampler
+from motus_jax.train import set_up_jax
 from motus_jax.training.checkpoint import Loaded, load_for_inference
 
 LEAST_CHUNKS = 16
@@ -69,6 +70,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 def main(argv: Sequence[str]) -> None:
     """Runs the command."""
     args, started = parse(argv), time.monotonic()
+    set_up_jax(platform="")
     loaded = load_for_inference(args.workdir, args.step)
     contract = Contract.from_json(loaded.contract)
     say(f"checkpoint of step {loaded.step} in {args.workdir}")
