@@ -154,7 +154,8 @@ def _new(system: step.Trainable, optimizer: Optimizer, key: jax.Array, mesh: Mes
     note("  fitting the frozen part on training frames")
     frozen = system.fit_frozen(data.codec_frames())
     frozen = jax.device_put(frozen, sharding.tree_shardings(frozen, mesh, sharding.FROZEN_RULES))
-    return jax.jit(init, out_shardings=placed)(key), frozen, 0, []
+    init = jax.jit(init, out_shardings=placed, compiler_options=step.compiler_options())
+    return init(key), frozen, 0, []
 
 
 def _restored(

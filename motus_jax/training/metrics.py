@@ -121,13 +121,13 @@ class Writer:
         self._board = tensorboardX.SummaryWriter(str(workdir / "tensorboard"), purge_step=start_step + 1)
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        """Adds one line to the curve and the same numbers to TensorBoard."""
+        """Adds one line to the curve and the same numbers to TensorBoard; NaN (nothing to average) is left out."""
         if not self._on:
             return
+        values = {name: value for name, value in values.items() if not math.isnan(value)}
         _append(self._metrics, {"step": step, **values})
         for name, value in values.items():
-            if math.isfinite(value):
-                self._board.add_scalar(name, value, step)
+            self._board.add_scalar(name, value, step)
         self._board.flush()
 
     def timing(self, step: int, values: Mapping[str, Any]) -> None:
@@ -150,9 +150,8 @@ def read_curve(path: pathlib.Path) -> list[dict[str, float]]:
 
 
 def _append(path: pathlib.Path, row: Mapping[str, Any]) -> None:
-    clean = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
     with path.open("a") as file:
-        file.write(json.dumps(clean) + "\n")
+        file.write(json.dumps(row) + "\n")
 
 
 def _drop_after(path: pathlib.Path, step: int) -> None:

@@ -18,7 +18,8 @@ def parameter_table(params: tree.Tree, optimizer: Optimizer) -> str:
         trained = path in optimizer.trained
         rate = f"{optimizer.multipliers[path]:g}" if trained else "frozen"
         decay = f"{optimizer.decays[path]:g}" if trained else ""
-        split = " ".join(str(axis or "-") for axis in leaf.sharding.spec) or "replicated"
+        spec = leaf.sharding.spec
+        split = " ".join(str(axis or "-") for axis in spec) if any(spec) else "replicated"
         rows.append((path, "x".join(map(str, leaf.shape)), str(leaf.dtype), split, rate, decay))
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = ["  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows]
