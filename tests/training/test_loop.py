@@ -1,0 +1,183 @@
+"""Whole runs of the fake system in this process: what is written, what is refused, what is compiled."""
+
+import json
+import logging
+import os
+import shutil
+import signal
+
+import jax
+import numpy as np
+import pytest
+from fake_run import CONTRACT, FakeSystem, get_config, make_data
+
+from motus_jax.errors import UserError
+from motus_jax.modes import MODES
+from motus_jax.training import checkpoint, loop, metrics
+from motus_jax.weights import tree
+
+
+def train(workdir, make_data=make_data, **changes):
+    config = get_config()
+    config.update_from_flattened_dict(changes)
+    return loop.train(config, workdir, FakeSystem, make_data)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A run of 12 steps and the names of what it compiled."""
+    workdir, compiled = tmp_path_factory.mktemp("finished") / "run", []
+    handler = logging.Handler()
+    handler.emit = lambda record: compiled.append(record.getMessage())
+    logger = logging.getLogger("jax._src.interpreters.pxla")
+    logger.addHandler(handler)
+    with jax.log_compiles():
+        assert train(workdir)
+    logger.removeHandler(handler)
+    return workdir, compiled
+
+
+@pytest.fixture
+def copy(finished, tmp_path):
+    return shutil.copytree(finished[0], tmp_path / "copy")
+
+
+def snapshot(workdir):
+    return {path: path.read_bytes() for path in sorted(workdir.rglob("*")) if path.is_file()}
+
+
+def test_a_run_compiles_each_function_once(finished):
+    _, compiled = finished
+    assert sum("Compiling jit(train_step)" in line for line in compiled) == 1
+    assert sum("Compiling jit(eval_step)" in line for line in compiled) == len(MODES)
+
+
+def test_a_run_writes_its_curve_validation_config_and_timing(finished):
+    workdir, _ = finished
+    curve = metrics.read_curve(workdir / "metrics.jsonl")
+    assert [row["step"] for row in curve if "loss" in row] == [3, 6, 9, 12]
+    validated = [row for row in curve if "val/vla/loss" in row]
+    assert [row["step"] for row in validated] == [6, 12]
+    assert {f"val/{mode}/loss" for mode in MODES} <= validated[0].keys()
+    assert json.loads((workdir / "config.json").read_text())["steps"] == 12
+    timing = metrics.read_curve(workdir / "timing.jsonl")
+    assert {"examples_per_second", "data_wait_share", "rss_gib"} <= timing[0].keys() and timing[-1]["finished"]
+    assert list((workdir / "tensorboard").glob("events*"))
+    assert checkpoint.available_steps(workdir) == [10, 12]
+
+
+def test_a_finished_run_says_so_and_does_nothing(copy, capsys):
+    before = snapshot(copy)
+    assert train(copy)
+    assert "is trained to step 12 of 12" in capsys.readouterr().out
+    assert snapshot(copy) == before
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model.width": 32}, r"config\.model\.width: .* trained with 64, expected the same, found 32"),
+        ({"data.noise": 1.0}, r"config\.data\.noise"),
+        ({"optimizer.schedule.peak": 1.0}, r"config\.optimizer\.schedule\.peak"),
+    ],
+)
+def test_another_config_is_refused(copy, changes, message):
+    before = snapshot(copy)
+    with pytest.raises(UserError, match=message):
+        train(copy, steps=20, **changes)
+    assert snapshot(copy) == before
+
+
+def test_another_contract_is_refused(copy):
+    def other_data(config):
+        data = make_data(config)
+        return loop.Data(data.batches, data.validation, data.codec_frames, CONTRACT.to_json() | {"action_hz": 30.0})
+
+    before = snapshot(copy)
+    with pytest.raises(UserError, match=r"'action_hz': expected 10\.0 .*found 30\.0"):
+        train(copy, other_data, steps=20)
+    assert snapshot(copy) == before
+
+
+def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_used(copy, finished, capsys):
+    for file in (copy / "checkpoints" / "12").rglob("*"):
+        if file.is_file():
+            file.write_bytes(b"")
+    assert checkpoint.load_for_inference(copy).step == 10
+    assert train(copy)
+    output = capsys.readouterr().out
+    assert "12 is damaged, trying the one before" in output and "restored step 10" in output
+    assert (copy / "damaged_checkpoints" / "12").is_dir()
+    assert checkpoint.available_steps(copy) == [10, 12]
+    assert (copy / "metrics.jsonl").read_bytes() == (finished[0] / "metrics.jsonl").read_bytes()
+
+
+def test_only_damaged_checkpoints_are_an_error_and_stay(copy):
+    for step in (10, 12):
+        (copy / "checkpoints" / str(step) / "meta" / "data.json").write_text("{")
+    before = snapshot(copy)
+    with pytest.raises(UserError, match=r"none of the checkpoints 10, 12 .* can be read"):
+        train(copy, steps=20)
+    assert snapshot(copy) == before
+
+
+def test_another_format_is_refused(copy):
+    path = copy / "checkpoints" / "12" / "meta" / "data.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"format": 99}))
+    with pytest.raises(UserError, match="expected format 1, found 99"):
+        checkpoint.load_for_inference(copy)
+
+
+def test_load_for_inference_gives_average_frozen_config_and_contract(finished):
+    loaded = checkpoint.load_for_inference(finished[0])
+    assert loaded.step == 12 and loaded.contract == CONTRACT.to_json()
+    assert loaded.config.optimizer.frozen == ("video/fixed/.*",) and loaded.config == get_config()
+    assert loaded.frozen["codec"]["mean"].shape == (2, 2, 3)
+    config = get_config()
+    params = FakeSystem(config).init(jax.random.key(config.seed))
+    assert tree.flatten(loaded.params).keys() == tree.flatten(params).keys()
+    np.testing.assert_array_equal(loaded.params["video"]["fixed"]["kernel"], params["video"]["fixed"]["kernel"])
+    assert not np.allclose(loaded.params["action"]["dense"]["kernel"], params["action"]["dense"]["kernel"])
+    assert checkpoint.load_for_inference(finished[0], step=10).step == 10
+
+
+def test_load_for_inference_names_what_is_missing(finished, tmp_path):
+    with pytest.raises(UserError, match=r"no checkpoint of step 11 .*found steps 10, 12"):
+        checkpoint.load_for_inference(finished[0], step=11)
+    with pytest.raises(UserError, match="no checkpoint in"):
+        checkpoint.load_for_inference(tmp_path)
+
+
+def test_a_loss_that_is_not_finite_leaves_the_last_checkpoint(copy):
+    def broken_data(config):
+        broken = config.copy_and_resolve_references()
+        broken.data.noise = float("inf")
+        return make_data(broken)
+
+    before = snapshot(copy / "checkpoints")
+    with pytest.raises(UserError, match=r"training stopped: loss = inf.* at step 13 "):
+        train(copy, broken_data, steps=20)
+    assert snapshot(copy / "checkpoints") == before
+
+
+def test_hidden_transfers_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(loop.sharding, "put_batch", lambda batch, mesh: dict(batch))
+    with pytest.raises(Exception, match="Disallowed host-to-device transfer"):
+        train(tmp_path / "run")
+
+
+def test_sigterm_saves_and_the_next_run_goes_on(tmp_path, capsys, monkeypatch):
+    next_batch, calls = loop._next_batch, []
+
+    def terminate_at_the_fourth(run):
+        calls.append(1)
+        if len(calls) == 4:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return next_batch(run)
+
+    monkeypatch.setattr(loop, "_next_batch", terminate_at_the_fourth)
+    assert train(tmp_path / "run") is False
+    assert checkpoint.available_steps(tmp_path / "run") == [4]
+    assert "stopped by SIGTERM after step 4; saved" in capsys.readouterr().out
+    assert train(tmp_path / "run", steps=6)
+    assert "restored step 4" in capsys.readouterr().out
