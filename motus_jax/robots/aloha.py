@@ -50,6 +50,13 @@ class Stage:
             for side in ("left", "right")
         ]
         self._renderers: dict[tuple[int, int], mujoco.Renderer] = {}
+        self._look: Look | None = None
+
+    def show(self, look: Look) -> None:
+        """Switches the shared model to an episode's look."""
+        if look != self._look:
+            look.apply(self.model)
+            self._look = look
 
     def renderer(self, size: tuple[int, int]) -> mujoco.Renderer:
         """The renderer for pictures of `size` (height, width), made once."""
@@ -130,5 +137,5 @@ class Aloha:
 
     def picture(self, camera: str, size: tuple[int, int]) -> UInt8[np.ndarray, "H W 3"]:
         """One camera at any size (height, width)."""
-        self.look.apply(self.model)
+        self.stage.show(self.look)
         return render(self.stage.renderer(size), self.data, camera)

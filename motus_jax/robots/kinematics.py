@@ -34,17 +34,6 @@ def rotate(quaternion: Quaternion, vector: Vector) -> Vector:
     return turned
 
 
-def slerp(start: Quaternion, end: Quaternion, fraction: float) -> Quaternion:
-    """Rotation on the shortest way from `start` (fraction 0) to `end` (fraction 1)."""
-    inverse, difference = np.zeros(4), np.zeros(3)
-    mujoco.mju_negQuat(inverse, start)
-    mujoco.mju_quat2Vel(difference, compose(end, inverse), 1.0)
-    angle = np.linalg.norm(difference)
-    if angle < 1e-9:
-        return start
-    return compose(about(tuple(difference / angle), np.rad2deg(angle * fraction)), start)
-
-
 class InverseKinematics:
     """Damped least squares on a kinematic copy of the model, warm started by the caller (about 0.1 ms a solve)."""
 
@@ -53,7 +42,7 @@ class InverseKinematics:
         self._model = model
         self._data = mujoco.MjData(model)
         self._bodies = [model.body(name).id for name in bodies]
-        self._joints = joints
+        self.joints = joints
 
     def pose(self, qpos: np.ndarray, arm: int) -> tuple[Vector, Quaternion]:
         """Position (m) and rotation of the arm's body in the world at `qpos`."""
@@ -63,11 +52,11 @@ class InverseKinematics:
         return self._data.xpos[self._bodies[arm]].copy(), self._data.xquat[self._bodies[arm]].copy()
 
     def solve(
-        self, qpos: np.ndarray, arm: int, position: Vector, rotation: Quaternion, iterations: int = 40
+        self, qpos: np.ndarray, arm: int, position: Vector, rotation: Quaternion, iterations: int = 100
     ) -> np.ndarray:
         """`qpos` with the joints of `arm` moved so that its body comes closest to the wanted pose (world frame)."""
         qpos = qpos.copy()
-        joints = self._joints[arm]
+        joints = self.joints[arm]
         low, high = self._model.jnt_range[joints].T
         jacobian = np.zeros((6, self._model.nv))
         error, inverse = np.zeros(6), np.zeros(4)

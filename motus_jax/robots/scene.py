@@ -58,7 +58,7 @@ def _stripes(rng: np.random.Generator) -> Texture:
 
 
 def _stone(rng: np.random.Generator) -> Texture:
-    blotches = _waves(rng, 40, 7) * 0.22 + (_waves(rng, 40, 14) > 0.9) * 0.35
+    blotches = _waves(rng, 40, 5) * 0.18 + (_waves(rng, 40, 7) > 1.1) * 0.35
     return _mix((150, 142, 160), (70, 66, 92), 0.4 + blotches)
 
 
@@ -104,8 +104,8 @@ class Look:
             table=str(rng.choice(list(TABLES))),
             floor=str(rng.choice(list(FLOORS))),
             arms=tuple(tuple(float(v) for v in arm) for arm in arms),
-            lights=tuple(float(v) for v in rng.uniform(0.2, 0.42, 3)),
-            ambient=float(rng.uniform(0.34, 0.46)),
+            lights=tuple(float(v) for v in rng.uniform(0.16, 0.36, 3)),
+            ambient=float(rng.uniform(0.30, 0.40)),
         )
 
     def apply(self, model: mujoco.MjModel) -> None:
@@ -123,30 +123,34 @@ class Look:
 
 
 def _add_material(spec: mujoco.MjSpec, name: str, image: Texture, repeat: tuple[float, float]) -> None:
-    texture = spec.add_texture(
-        name=name, type=mujoco.mjtTexture.mjTEXTURE_2D, width=SIZE, height=SIZE, nchannel=3
-    )
+    texture = spec.add_texture(name=name, type=mujoco.mjtTexture.mjTEXTURE_2D, width=SIZE, height=SIZE, nchannel=3)
     texture.data = image.tobytes()
     material = spec.add_material(name=name, texrepeat=repeat, specular=0.1)
     material.textures[mujoco.mjtTextureRole.mjTEXROLE_RGB] = name
 
 
-def _mount_wrist_cameras(model: mujoco.MjModel) -> None:
-    """The wheel's wrist cameras look at an arm's shoulder through a 20 degree lens; these look along the fingers."""
-    model.vis.map.znear = 0.02 / model.stat.extent
-    position = np.array([-0.02, 0.0, 0.10])
-    forward = np.array([0.16, 0.0, 0.0]) - position
+def _aim(model: mujoco.MjModel, camera: str, position: tuple, target: tuple, field_of_view: float) -> None:
+    """Fixes a camera to its body at `position`, looking at `target` (both in the body's frame, m)."""
+    forward = np.subtract(target, position)
     forward /= np.linalg.norm(forward)
     right = np.cross(forward, [0.0, 0.0, 1.0])
     right /= np.linalg.norm(right)
-    rotation = np.zeros(4)
-    mujoco.mju_mat2Quat(rotation, np.stack([right, np.cross(right, forward), -forward], axis=1).ravel())
+    index = model.camera(camera).id
+    model.cam_mode[index] = mujoco.mjtCamLight.mjCAMLIGHT_FIXED
+    model.cam_fovy[index] = field_of_view
+    model.cam_pos[index] = position
+    mujoco.mju_mat2Quat(model.cam_quat[index], np.stack([right, np.cross(right, forward), -forward], axis=1).ravel())
+
+
+def _place_cameras(model: mujoco.MjModel) -> None:
+    """The wheel's wrist cameras look at an arm's shoulder through a 20 degree lens; these look along the fingers.
+
+    The top camera leans, so that lifting an object is visible, and frames the space that the hands use.
+    """
+    model.vis.map.znear = 0.02 / model.stat.extent
+    _aim(model, "top", (0.0, 0.18, 0.74), (0.0, 0.55, 0.10), 48)
     for side in ("left", "right"):
-        camera = model.camera(f"{side}_wrist").id
-        model.cam_mode[camera] = mujoco.mjtCamLight.mjCAMLIGHT_FIXED
-        model.cam_fovy[camera] = 75
-        model.cam_pos[camera] = position
-        model.cam_quat[camera] = rotation
+        _aim(model, f"{side}_wrist", (0.02, 0.0, 0.09), (0.17, 0.0, 0.0), 75)
 
 
 def build_model(layout: str) -> mujoco.MjModel:
@@ -164,8 +168,16 @@ def build_model(layout: str) -> mujoco.MjModel:
     # Pictures only: contacts stay with the wheel's own table, half a millimetre lower.
     spec.worldbody.add_geom(name="table_top", size=[0.61, 0.381, 0.1], pos=[0, 0.6, 0.0005], **plane)
     spec.worldbody.add_geom(name="floor", size=[4, 4, 0.1], pos=[0, 0.6, -0.75], **plane)
-    spec.camera("top").fovy = 58
+    spec.add_texture(
+        name="sky",
+        type=mujoco.mjtTexture.mjTEXTURE_SKYBOX,
+        builtin=mujoco.mjtBuiltin.mjBUILTIN_GRADIENT,
+        rgb1=[0.62, 0.70, 0.80],
+        rgb2=[0.22, 0.26, 0.34],
+        width=64,
+        height=384,
+    )
     model = spec.compile()
     model.vis.quality.offsamples = 0
-    _mount_wrist_cameras(model)
+    _place_cameras(model)
     return model
