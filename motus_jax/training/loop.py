@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import json
 import os
 import pathlib
@@ -19,7 +20,7 @@ from motus_jax import modes
 from motus_jax.data.contract import Contract
 from motus_jax.training import checkpoint, metrics, sharding, step, table
 from motus_jax.training.metrics import note
-from motus_jax.training.optimizer import Optimizer, make_optimizer
+from motus_jax.training.optimizer import make_optimizer
 
 Batch = Mapping[str, np.ndarray]
 
@@ -72,7 +73,7 @@ def train(
     """Trains until `config.steps` updates are made, from the newest checkpoint in `workdir` if there is one.
 
     Args:
-      config: an experiment's config (`experiments/`).
+      config: an experiment's config (`experiments/`); `validate_every` = 0 leaves validation out.
       workdir: receives `checkpoints/`, `config.json`, `metrics.jsonl`, `timing.jsonl` and `tensorboard/`.
 
     Returns:
@@ -82,16 +83,13 @@ def train(
       UserError: a bad config, a checkpoint of another run, or a loss that is not finite.
     """
     workdir, ledger = pathlib.Path(workdir), metrics.Ledger()
+    modes.mixture(config.mode)  # refuses an unknown mode before anything else happens
     with contextlib.ExitStack() as stack:
-        checkpoints = stack.enter_context(
-            checkpoint.Checkpoints(workdir, config.checkpoint.every, config.checkpoint.keep)
-        )
+        saves = config.checkpoint
+        checkpoints = stack.enter_context(checkpoint.Checkpoints(workdir, saves.every, saves.keep))
         found = checkpoints.latest_meta()
-        if found is not None:
-            checkpoint.check_same_run(found, config, workdir)
-            if found["step"] >= config.steps:
-                note(f"{workdir} is trained to step {found['step']} of {config.steps}: nothing to do")
-                return True
+        if found is not None and _is_finished(found, config, workdir):
+            return True
 
         with ledger.time("init"):
             note("Mesh")
@@ -103,19 +101,24 @@ def train(
             note("Data")
             data = make_data(config)
             if found is not None:
-                saved = Contract.from_json(found["contract"])
-                saved.check(Contract.from_json(data.contract), expected_in=f"the checkpoint in {workdir}")
+                saved, present = Contract.from_json(found["contract"]), Contract.from_json(data.contract)
+                saved.check(present, expected_in=f"the checkpoint in {workdir}")
 
             note("Model and optimizer")
             system = make_system(config)
             key = jax.device_put(jax.random.key(config.seed), sharding.replicated(mesh))
-            optimizer = make_optimizer(config.optimizer, jax.eval_shape(system.init, key), config.steps)
+            init = jax.jit(system.init)  # jitted, it is traced once for all that follows
+            optimizer = make_optimizer(config.optimizer, jax.eval_shape(init, key), config.steps)
 
             note("State")
+            init_state = functools.partial(step.init_state, init, optimizer)
+            placed = sharding.tree_shardings(jax.eval_shape(init_state, key), mesh)
             if found is None:
-                state, frozen, start, window = _new(system, optimizer, key, mesh, data)
+                state = jax.jit(init_state, out_shardings=placed, compiler_options=step.compiler_options())(key)
+                frozen, start, window = _fit_frozen(system, data, mesh), 0, []
             else:
-                state, frozen, start, window = _restored(system, optimizer, key, mesh, data, checkpoints)
+                abstract = _with_shardings(jax.eval_shape(init_state, key), placed)
+                state, frozen, start, window = _restore(checkpoints, abstract, data, mesh)
             note(table.parameter_table(state["params"], optimizer))
 
             note("Step")
@@ -145,41 +148,32 @@ def train(
         return _loop(run, state, start, stack.enter_context(_sigterm()))
 
 
-Position = tuple[step.State, Any, int, list[dict[str, float]]]
-"""(state, frozen, updates made, rows of the curve's open window)"""
+def _is_finished(meta: checkpoint.Meta, config: ml_collections.ConfigDict, workdir: pathlib.Path) -> bool:
+    """Whether nothing is left to do; refuses a config of another run."""
+    checkpoint.check_same_run(meta, config, workdir)
+    finished = meta["step"] >= config.steps
+    if finished:
+        note(f"{workdir} is trained to step {meta['step']} of {config.steps}: nothing to do")
+    return finished
 
 
-def _new(system: step.Trainable, optimizer: Optimizer, key: jax.Array, mesh: Mesh, data: Data) -> Position:
-    init, placed, _ = _abstract_state(system, optimizer, key, mesh)
+def _fit_frozen(system: step.Trainable, data: Data, mesh: Mesh) -> Any:
     note("  fitting the frozen part on training frames")
     frozen = system.fit_frozen(data.codec_frames())
-    frozen = jax.device_put(frozen, sharding.tree_shardings(frozen, mesh, sharding.FROZEN_RULES))
-    init = jax.jit(init, out_shardings=placed, compiler_options=step.compiler_options())
-    return init(key), frozen, 0, []
+    return jax.device_put(frozen, sharding.tree_shardings(frozen, mesh, sharding.FROZEN_RULES))
 
 
-def _restored(
-    system: step.Trainable, optimizer: Optimizer, key: jax.Array, mesh: Mesh, data: Data,
-    checkpoints: checkpoint.Checkpoints,
-) -> Position:  # fmt: skip
-    _, placed, abstract = _abstract_state(system, optimizer, key, mesh)
+def _restore(
+    checkpoints: checkpoint.Checkpoints, abstract: Any, data: Data, mesh: Mesh
+) -> tuple[step.State, Any, int, list[dict[str, float]]]:
+    """(state, frozen, updates made, rows of the curve's open window); also sets the position of `data.batches`."""
 
     def place_frozen(shapes: Any) -> Any:
         return _with_shardings(shapes, sharding.tree_shardings(shapes, mesh, sharding.FROZEN_RULES))
 
-    restored = checkpoints.restore(_with_shardings(abstract, placed), data.batches, place_frozen)
+    restored = checkpoints.restore(abstract, data.batches, place_frozen)
     note(f"  restored step {restored.step}")
     return restored.state, restored.frozen, restored.step, restored.meta["window"]
-
-
-def _abstract_state(
-    system: step.Trainable, optimizer: Optimizer, key: jax.Array, mesh: Mesh
-) -> tuple[Callable[[jax.Array], step.State], Any, Any]:
-    def init(key: jax.Array) -> step.State:
-        return step.init_state(system, optimizer, key)
-
-    abstract = jax.eval_shape(init, key)
-    return init, sharding.tree_shardings(abstract, mesh), abstract
 
 
 def _with_shardings(shapes: Any, shardings: Any) -> Any:
@@ -207,7 +201,7 @@ def _loop(run: Run, state: step.State, start: int, stop: Callable[[int], bool]) 
             last = complete or stop(number)
             if complete or number % config.log_every == 0:
                 _report(run, number, run.curve.end_window(number))
-            if complete or number % config.validate_every == 0:
+            if config.validate_every and (complete or number % config.validate_every == 0):
                 _report(run, number, run.curve.flush())
                 with ledger.time("eval"):
                     _validate(run, number, state, validation_keys)

@@ -36,9 +36,13 @@ class Trainable(Protocol):
     ) -> tuple[Float[Array, ""], Metrics]: ...
 
 
-def init_state(system: Trainable, optimizer: Optimizer, key: PRNGKeyArray) -> State:
-    """The state before the first update. Pure: run it under `jax.jit` with `out_shardings`, or `jax.eval_shape`."""
-    params = system.init(key)
+def init_state(init: Callable[[PRNGKeyArray], tree.Tree], optimizer: Optimizer, key: PRNGKeyArray) -> State:
+    """The state before the first update. Pure: run it under `jax.jit` with `out_shardings`, or `jax.eval_shape`.
+
+    Args:
+      init: makes the parameters.
+    """
+    params = init(key)
     trained = tree.select(params, optimizer.trained)
     return {
         "step": jnp.zeros((), jnp.int32),

@@ -39,7 +39,7 @@ class Setting:
         )
 
     def state(self):
-        return step.init_state(self.system, self.optimizer, self.key)
+        return step.init_state(self.system.init, self.optimizer, self.key)
 
     def update(self, times=1):
         state = self.new_state()
