@@ -73,7 +73,11 @@ def _odd(sentences: Sequence[str]) -> str:
 
 def _episode(shown: Shown, found: Inspection) -> str:
     curves = "".join(
-        _figure(_curves(shown, k), found.action_names[k], unit_of(found.action_names[k]))
+        _figure(
+            _curves(shown, k, float(np.ptp(found.actions[:, k])) / 10),
+            found.action_names[k],
+            unit_of(found.action_names[k]),
+        )
         for k in range(shown.action.shape[1])
     )
     tag = f'<span class="tag">episode {shown.index}{" · " + shown.split if shown.split else ""}</span>'
@@ -123,11 +127,12 @@ def _figure(svg: str, name: str, unit: str) -> str:
     return f"<figure>{svg}<figcaption>{_text(label)}</figcaption></figure>"
 
 
-def _curves(shown: Shown, dim: int) -> str:
+def _curves(shown: Shown, dim: int, least: float) -> str:
+    """State and action over time; an axis spans at least `least`, so that a still joint looks still."""
     series = [("var(--action)", shown.action[:, dim])]
     if dim < shown.state.shape[1]:
         series.insert(0, ("var(--state)", shown.state[:, dim]))
-    low, high = _limits(np.concatenate([values for _, values in series]))
+    low, high = _limits(np.concatenate([values for _, values in series]), least)
     lines = "".join(
         f'<polyline fill="none" stroke="{colour}" stroke-width="1.4" points="{_points(values, low, high)}"/>'
         for colour, values in series
@@ -152,18 +157,23 @@ def _histogram(values: Float[np.ndarray, "n"]) -> str:
         for k, h in enumerate(heights)
         if h > 0
     )
-    ends = f'<text x="4" y="{_HEIGHT - 3}">{low:.3g}</text>'
-    ends += f'<text x="{_WIDTH - 4}" y="{_HEIGHT - 3}" text-anchor="end">{high:.3g}</text>'
+    ends = f'<text x="4" y="{_HEIGHT - 3}">{_number(low)}</text>'
+    ends += f'<text x="{_WIDTH - 4}" y="{_HEIGHT - 3}" text-anchor="end">{_number(high)}</text>'
     return _svg(bars + ends)
 
 
 def _axis(low: float, high: float) -> str:
-    return f'<text x="4" y="10">{high:.3g}</text><text x="4" y="{_HEIGHT - 2}">{low:.3g}</text>'
+    return f'<text x="4" y="10">{_number(high)}</text><text x="4" y="{_HEIGHT - 2}">{_number(low)}</text>'
 
 
-def _limits(values: Float[np.ndarray, "n"]) -> tuple[float, float]:
+def _limits(values: Float[np.ndarray, "n"], least: float = 0.0) -> tuple[float, float]:
     low, high = float(values.min()), float(values.max())
-    return (low, high) if high - low > 1e-6 else (low - 0.5, high + 0.5)
+    missing = max(0.0, max(least, 1e-3) - (high - low)) / 2
+    return low - missing, high + missing
+
+
+def _number(value: float) -> str:
+    return f"{float(f'{value:.3g}'):g}" if abs(value) >= 1e-3 else "0"
 
 
 def _svg(content: str) -> str:
