@@ -122,10 +122,7 @@ def train(
             note(table.parameter_table(state["params"], optimizer))
 
             note("Step")
-            train_step = step.make_train_step(
-                system, optimizer, ema=config.optimizer.ema, accumulate=config.optimizer.accumulate, mesh=mesh,
-                state_shardings=jax.tree.map(lambda leaf: leaf.sharding, state),
-            )  # fmt: skip
+            train_step = step.make_train_step(system, optimizer, config.optimizer, mesh, placed)
             _write_config(config, workdir)
             writer = metrics.Writer(workdir, start)
             stack.callback(writer.close)

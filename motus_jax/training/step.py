@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
+import ml_collections
 import optax
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, PRNGKeyArray
@@ -53,15 +54,15 @@ def init_state(init: Callable[[PRNGKeyArray], tree.Tree], optimizer: Optimizer, 
 
 
 def make_train_step(
-    system: Trainable, optimizer: Optimizer, *, ema: float, accumulate: int, mesh: Mesh, state_shardings: State
+    system: Trainable, optimizer: Optimizer, config: ml_collections.ConfigDict, mesh: Mesh, shardings: Any
 ) -> Callable[[State, tree.Tree, Batch, PRNGKeyArray], tuple[State, Metrics]]:
     """The jitted `train_step(state, frozen, batch, seed_key) -> (state, metrics)`; `state` is donated.
 
     Args:
-      ema: decay of the running average of the parameters.
-      accumulate: microbatches per update; microbatch i takes the examples i, i + accumulate, ... so that each one is
-        spread over all devices. Gradients and metrics are means over microbatches.
-      state_shardings: where the new state lies (and the old one lay).
+      config: `config.optimizer`, of which `ema` is the decay of the running average of the parameters, and
+        `accumulate` the number of microbatches per update. Microbatch i takes the examples i, i + accumulate, ... so
+        that each one is spread over all devices; gradients and metrics are means over microbatches.
+      shardings: where the state lies, before and after.
 
     The update is a function of the arguments alone: its randomness is `fold_in(seed_key, state["step"])`.
     """
@@ -74,10 +75,10 @@ def make_train_step(
             value, metrics = system.loss(tree.overlay(state["params"], trained), frozen, batch, key)
             return value, {**metrics, "loss": value}
 
-        grads, metrics = _gradients(loss, trained, batch, key, accumulate)
+        grads, metrics = _gradients(loss, trained, batch, key, config.accumulate)
         updates, opt_state = optimizer.transform.update(grads, state["opt_state"], trained)
         trained = optax.apply_updates(trained, updates)
-        decay = ema_decay(ema, state["step"] + 1)
+        decay = ema_decay(config.ema, state["step"] + 1)
         average = optax.incremental_update(trained, state["ema"], 1.0 - decay)
         metrics |= _norms(grads, trained) | {"lr": optimizer.schedule(state["step"])}
         state = {
@@ -91,7 +92,7 @@ def make_train_step(
     return jax.jit(
         train_step,
         donate_argnames=("state",),
-        out_shardings=(state_shardings, sharding.replicated(mesh)),
+        out_shardings=(shardings, sharding.replicated(mesh)),
         compiler_options=compiler_options(),
     )
 

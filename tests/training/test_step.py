@@ -22,7 +22,7 @@ class Noiseless(FakeSystem):
 class Setting:
     """Everything needed to make one update."""
 
-    def __init__(self, system_type=FakeSystem, accumulate=1, **optimizer_changes):
+    def __init__(self, system_type=FakeSystem, **optimizer_changes):
         config = get_config()
         config.optimizer.update(optimizer_changes)
         self.mesh = sharding.make_mesh(config.mesh)
@@ -34,9 +34,7 @@ class Setting:
         self.batch = next(data.batches)
         shardings = sharding.tree_shardings(jax.eval_shape(self.state), self.mesh)
         self.new_state = jax.jit(self.state, out_shardings=shardings)
-        self.train_step = step.make_train_step(
-            self.system, self.optimizer, ema=0.9, accumulate=accumulate, mesh=self.mesh, state_shardings=shardings
-        )
+        self.train_step = step.make_train_step(self.system, self.optimizer, config.optimizer, self.mesh, shardings)
 
     def state(self):
         return step.init_state(self.system.init, self.optimizer, self.key)
@@ -88,7 +86,7 @@ def test_metrics_are_float32_scalars_and_the_norm_is_taken_before_clipping(setti
 def test_the_average_follows_the_parameters(setting):
     start = setting.state()["params"]["action"]["dense"]["kernel"]
     state, _ = setting.update()
-    decay = 2 / 11  # after the first update, before the limit of 0.9
+    decay = 2 / 11  # after the first update, before the limit of 0.99
     expected = decay * start + (1 - decay) * state["params"]["action"]["dense"]["kernel"]
     np.testing.assert_allclose(state["ema"]["action"]["dense"]["kernel"], expected, rtol=1e-5, atol=1e-7)
 
