@@ -21,7 +21,7 @@ from motus_jax.evaluation import baselines, comparison, metrics, results
 from motus_jax.evaluation.held_out import ActionUnits, HeldOut, spread
 from motus_jax.evaluation.runner import FORWARD, INVERSE, Evaluator, Predict
 from motus_jax.models.system import System
-from motus_jax.modes import MODES, get_mode
+from motus_jax.modes import MODES, Role, get_mode
 from motus_jax.sampling.sampler import make_sampler
 from motus_jax.train import set_up_jax
 from motus_jax.training.checkpoint import Loaded, load_for_inference
@@ -145,10 +145,23 @@ def make_predict(loaded: Loaded) -> Predict:
     def predict(mode: str, batch: Mapping[str, np.ndarray], key: jax.Array) -> Mapping[str, jax.Array]:
         if mode not in samplers:
             samplers[mode] = make_sampler(system, mode, loaded.config.sampling)
-        seen = {name: value for name, value in batch.items() if name not in _NOT_FOR_THE_MODEL}
-        return samplers[mode](loaded.params, loaded.frozen, seen, key)
+        return samplers[mode](loaded.params, loaded.frozen, what_is_given(mode, batch), key)
 
     return predict
+
+
+def what_is_given(mode: str, batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The batch without the answer: future frames and actions are black and zero unless the mode is given them.
+
+    The sampler would not look at them either; here it cannot.
+    """
+    row = get_mode(mode)
+    seen = {name: value for name, value in batch.items() if name not in _NOT_FOR_THE_MODEL}
+    if row.video is not Role.GIVEN:
+        seen["frames"] = np.concatenate([seen["frames"][:, :1], np.zeros_like(seen["frames"][:, 1:])], axis=1)
+    if row.action is not Role.GIVEN:
+        seen["actions"] = np.zeros_like(seen["actions"])
+    return seen
 
 
 def worth_seeing(held_out: HeldOut) -> np.ndarray:

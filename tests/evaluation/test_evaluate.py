@@ -77,6 +77,21 @@ def test_writes_what_it_measured_and_a_second_run_adds_to_it(model, tmp_path, ca
     assert "24/24 chunks" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("mode", "frames", "actions"),
+    [("joint", 0, 0), ("vla", 0, 0), ("video", 0, 0), ("world_model", 0, 1), ("inverse_dynamics", 1, 0)],
+)
+def test_model_never_gets_the_answer(mode, frames, actions):
+    batch = {"frames": np.ones((2, 3, 4, 4, 3), np.uint8), "actions": np.ones((2, 4, 3)), "state": np.ones((2, 3))}
+    seen = evaluate.what_is_given(mode, {**batch, "raw_actions": batch["actions"], "raw_state": batch["state"]})
+    assert set(seen) == set(batch)
+    assert (seen["frames"][:, 0] == 1).all()
+    assert (seen["frames"][:, 1:] == frames).all()
+    assert (seen["actions"] == actions).all()
+    assert (seen["state"] == 1).all()
+    assert (batch["frames"] == 1).all(), "the evaluator's own chunks stay as they are"
+
+
 def test_failure_leaves_earlier_results_alone(model, monkeypatch, tmp_path):
     (tmp_path / "metrics.json").write_text(json.dumps({"format": 0, "precious": True}))
     before = (tmp_path / "metrics.json").read_text()
