@@ -80,7 +80,7 @@ class Aloha:
     """One episode's world: robot, objects and look. Objects are placed by the task (`motus_jax.robots.tasks`)."""
 
     def __init__(self, layout: str, objects: dict[str, Float[np.ndarray, "3"]], rng: np.random.Generator):
-        """Args: `objects` maps a free body's name to its start position (m); `rng` draws the look and the start pose."""
+        """Args: `objects` maps a free body's name to its start position (m); `rng` draws look and start pose."""
         self.stage = stage(layout)
         self.model = self.stage.model
         self.data = mujoco.MjData(self.model)

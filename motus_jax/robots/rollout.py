@@ -1,34 +1,12 @@
 """Episodes of the scripted expert at the dataset's rate, and the replay of recorded actions."""
 
-import dataclasses
-
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Float
 
 from motus_jax.robots import tasks
-from motus_jax.robots.aloha import CONTROL_HZ, Aloha
-
-
-@dataclasses.dataclass(frozen=True)
-class Episode:
-    """One recorded episode; row t of all arrays belongs to time t / fps.
-
-    Attributes:
-      state: measured joints at row t.
-      action: joint targets commanded for row t + 1.
-      frames: pictures at row t by camera.
-      instruction: what the robot was told.
-      task: name in the robot's task table.
-      success: whether the task was fulfilled.
-    """
-
-    state: Float[np.ndarray, "T P"]
-    action: Float[np.ndarray, "T A"]
-    frames: dict[str, UInt8[np.ndarray, "T H W 3"]]
-    instruction: str
-    task: str
-    success: bool
-
+from motus_jax.robots.aloha import CAMERAS, CONTROL_HZ, NAMES, Aloha
+from motus_jax.robots.catalogue import Robot
+from motus_jax.robots.episode import Episode
 
 ROWS_AFTER_SUCCESS = 4
 
@@ -74,3 +52,14 @@ def replay(name: str, seed: np.random.SeedSequence, actions: Float[np.ndarray, "
         previous = target
         reached = reached or success(world)
     return reached
+
+
+ROBOT = Robot(
+    robot_type="aloha",
+    fps=tasks.PLAN_HZ,
+    cameras=CAMERAS,
+    state_names=NAMES,
+    action_names=NAMES,
+    tasks=tuple(tasks.TASKS),
+    record=record_expert,
+)

@@ -1,4 +1,4 @@
-"""The one place that imports MuJoCo: headless rendering is chosen before the import, and a missing package is explained."""
+"""The one place that imports MuJoCo: chooses headless rendering before the import and explains a missing package."""
 
 import importlib.util
 import os

@@ -1,4 +1,4 @@
-"""The ALOHA tasks as one table: where objects start, what is said, what the scripted expert does, what counts as success.
+"""The ALOHA tasks as one table: where objects start, what is said, what the scripted expert does, what is success.
 
 The order of the waypoints of transfer and insertion follows the well-known scripted ALOHA policies; poses, timing,
 inverse kinematics and the other tasks are ours. Positions in metres, times in seconds, grippers 0 closed .. 1 open.
@@ -66,10 +66,10 @@ def _pick(rotation: Quaternion, target: Vector) -> list[Waypoint]:
 def _transfer_plan(world: Aloha) -> Plan:
     """Right arm lifts the cube to the meeting point; left arm takes it from the side."""
     down, side = _downwards(RIGHT), about((1, 0, 0), 90)
-    near = _link(MEETING_POINT + [-0.10, 0, 0], side, 0.135)
-    at = _link(MEETING_POINT + [-0.01, 0, 0], side, 0.135)
+    near = _link(MEETING_POINT + np.array([-0.10, 0, 0]), side, 0.135)
+    at = _link(MEETING_POINT + np.array([-0.01, 0, 0]), side, 0.135)
     meet = _link(MEETING_POINT, down)
-    away = _link(MEETING_POINT + [0.14, 0, 0.03], down)
+    away = _link(MEETING_POINT + np.array([0.14, 0, 0.03]), down)
     give = _pick(down, world.position("box"))
     give += [(2.2, meet, down, 0.0), (2.9, meet, down, 0.0), (3.1, meet, down, 1.0), (3.6, away, down, 1.0)]
     take = [(1.1, near, side, 1.0), (2.1, near, side, 1.0)]
