@@ -3,6 +3,7 @@
 import numpy as np
 from jaxtyping import Float
 
+from motus_jax.errors import UserError
 from motus_jax.robots import tasks
 from motus_jax.robots.aloha import CAMERAS, CONTROL_HZ, NAMES, Aloha
 from motus_jax.robots.catalogue import Robot
@@ -15,8 +16,13 @@ def follow(world: Aloha, previous: np.ndarray, target: np.ndarray, hz: float) ->
     """Moves the joint targets linearly from `previous` to `target` during 1 / hz seconds at the control rate.
 
     Holding a coarse target instead makes the arms jerk and lose objects.
+
+    Raises:
+      UserError: `hz` does not divide the control rate.
     """
     ticks = round(CONTROL_HZ / hz)
+    if ticks < 1 or abs(ticks * hz - CONTROL_HZ) > 1e-6:
+        raise UserError(f"action rate {hz:g} Hz: expected a divisor of the control rate, {CONTROL_HZ} Hz")
     for tick in range(1, ticks + 1):
         world.step(previous + (target - previous) * (tick / ticks))
 
@@ -24,7 +30,6 @@ def follow(world: Aloha, previous: np.ndarray, target: np.ndarray, hz: float) ->
 def record_expert(name: str, seed: np.random.SeedSequence) -> Episode:
     """Plays the expert once from a start drawn from `seed`; ends `ROWS_AFTER_SUCCESS` rows after lasting success."""
     world, instruction = tasks.reset(name, np.random.default_rng(seed))
-    success = tasks.task(name).success
     states, actions, pictures = [], [], []
     previous = world.state()
     held = 0
@@ -36,7 +41,7 @@ def record_expert(name: str, seed: np.random.SeedSequence) -> Episode:
             break
         follow(world, previous, target, tasks.PLAN_HZ)
         previous = target
-        held = held + 1 if success(world) else 0
+        held = held + 1 if tasks.succeeded(name, world) else 0
     frames = {camera: np.stack([row[camera] for row in pictures]) for camera in pictures[0]}
     return Episode(np.stack(states), np.stack(actions), frames, instruction, name, held > 0)
 
@@ -44,13 +49,12 @@ def record_expert(name: str, seed: np.random.SeedSequence) -> Episode:
 def replay(name: str, seed: np.random.SeedSequence, actions: Float[np.ndarray, "T 14"]) -> bool:
     """Whether recorded actions reach the goal again from the same start."""
     world, _ = tasks.reset(name, np.random.default_rng(seed))
-    success = tasks.task(name).success
     previous = world.state()
     reached = False
     for target in actions:
         follow(world, previous, target, tasks.PLAN_HZ)
         previous = target
-        reached = reached or success(world)
+        reached = reached or tasks.succeeded(name, world)
     return reached
 
 

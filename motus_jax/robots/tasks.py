@@ -32,14 +32,14 @@ class Task:
       instructions: paraphrases; an episode draws one.
       place: draws the objects' start positions by body name.
       plan: the expert's waypoints of the gripper_link bodies, left and right arm; an arm without any stays still.
-      success: whether the world now fulfils the instruction.
+      stages: what has to be true of the world one after another; the last one is success.
     """
 
     layout: str
     instructions: tuple[str, ...]
     place: Callable[[np.random.Generator], dict[str, Vector]]
     plan: Callable[[Aloha], Plan]
-    success: Callable[[Aloha], bool]
+    stages: tuple[Callable[[Aloha], bool], ...]
 
 
 def _link(tool: Vector, rotation: Quaternion, reach: float = TOOL) -> Vector:
@@ -77,11 +77,17 @@ def _transfer_plan(world: Aloha) -> Plan:
     return take, give
 
 
+def _holds(world: Aloha, arm: int, geoms: set[int]) -> bool:
+    """The arm's fingers touch the object and the table does not."""
+    return world.held_by(arm, geoms) and not world.touching(geoms, world.geoms("table"))
+
+
+def _holds_cube(world: Aloha, arm: int) -> bool:
+    return _holds(world, arm, world.geoms("red_box"))
+
+
 def _transferred(world: Aloha) -> bool:
-    cube = world.geoms("red_box")
-    return (
-        world.held_by(LEFT, cube) and not world.held_by(RIGHT, cube) and not world.touching(cube, world.geoms("table"))
-    )
+    return _holds_cube(world, LEFT) and not world.held_by(RIGHT, world.geoms("red_box"))
 
 
 def _insertion_plan(world: Aloha) -> Plan:
@@ -95,6 +101,11 @@ def _insertion_plan(world: Aloha) -> Plan:
             path.append((time, _link(np.array([sign * distance, 0.5, height]), turn), turn, 0.0))
         plans.append(path)
     return plans[LEFT], plans[RIGHT]
+
+
+def _holds_both(world: Aloha) -> bool:
+    socket = world.geoms(*(f"socket-{side}" for side in (1, 2, 3, 4)))
+    return _holds(world, LEFT, socket) and _holds(world, RIGHT, world.geoms("red_peg"))
 
 
 def _inserted(world: Aloha) -> bool:
@@ -113,8 +124,8 @@ def _lift_plan(world: Aloha, arm: int) -> Plan:
 
 
 def _lifted(world: Aloha, arm: int) -> bool:
-    cube = world.geoms("red_box")
-    return world.held_by(arm, cube) and not world.held_by(1 - arm, cube) and bool(world.position("box")[2] > 0.15)
+    alone = not world.held_by(1 - arm, world.geoms("red_box"))
+    return _holds_cube(world, arm) and alone and bool(world.position("box")[2] > 0.15)
 
 
 def _uniform(rng: np.random.Generator, x: tuple[float, float], height: float) -> Vector:
@@ -133,7 +144,7 @@ def _lift_task(arm: int, side: str) -> Task:
         # In reach of both arms: only the instruction tells which one is meant.
         place=lambda rng: {"box": _uniform(rng, (-0.1, 0.1), 0.02)},
         plan=lambda world: _lift_plan(world, arm),
-        success=lambda world: _lifted(world, arm),
+        stages=(lambda world: _holds_cube(world, arm), lambda world: _lifted(world, arm)),
     )
 
 
@@ -148,7 +159,11 @@ TASKS = {
         ),
         place=lambda rng: {"box": _uniform(rng, (-0.02, 0.2), 0.02)},
         plan=_transfer_plan,
-        success=_transferred,
+        stages=(
+            lambda world: _holds_cube(world, RIGHT),
+            lambda world: _holds_cube(world, RIGHT) and _holds_cube(world, LEFT),
+            _transferred,
+        ),
     ),
     "insertion": Task(
         layout="insertion",
@@ -160,7 +175,11 @@ TASKS = {
         ),
         place=lambda rng: {"peg": _uniform(rng, (0.1, 0.2), 0.01), "socket": _uniform(rng, (-0.2, -0.1), 0.022)},
         plan=_insertion_plan,
-        success=_inserted,
+        stages=(
+            lambda world: _holds(world, RIGHT, world.geoms("red_peg")),
+            _holds_both,
+            _inserted,
+        ),
     ),
     "lift_left": _lift_task(LEFT, "left"),
     "lift_right": _lift_task(RIGHT, "right"),
@@ -183,6 +202,17 @@ def reset(name: str, rng: np.random.Generator) -> tuple[Aloha, str]:
     chosen = task(name)
     instruction = str(rng.choice(chosen.instructions))
     return Aloha(chosen.layout, chosen.place(rng), rng), instruction
+
+
+def reached_stage(name: str, world: Aloha) -> int:
+    """How many stages of the task the world now fulfils, counted up to the last one that is true."""
+    stages = task(name).stages
+    return max((number for number, holds in enumerate(stages, start=1) if holds(world)), default=0)
+
+
+def succeeded(name: str, world: Aloha) -> bool:
+    """Whether the world now fulfils the instruction."""
+    return task(name).stages[-1](world)
 
 
 def expert_targets(name: str, world: Aloha) -> Float[np.ndarray, "T 14"]:
