@@ -76,6 +76,10 @@ def main(argv: Sequence[str]) -> None:
     say(f"checkpoint of step {loaded.step} in {args.workdir}")
     args.out.mkdir(parents=True, exist_ok=True)
     held_out, memory = read_data(loaded, contract, args)
+    if args.closed_loop:
+        from motus_jax.evaluation import acting  # needs the simulator extra
+
+        task_names = acting.simulated_tasks(memory.chunks["instruction"], contract)
     facts = {
         "step": loaded.step,
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(loaded.params)),
@@ -88,14 +92,19 @@ def main(argv: Sequence[str]) -> None:
     }
     path, examples_path = args.out / results.METRICS_FILE, args.out / results.EXAMPLES_FILE
     found = {"modes": {}, **results.earlier_results(path, facts)}
+    predict = make_predict(loaded)
     evaluator = Evaluator(
-        make_predict(loaded), held_out, memory, ActionUnits.of(contract), args.batch_size, args.seed, say,
+        predict, held_out, memory, ActionUnits.of(contract), args.batch_size, args.seed, say,
         keep=worth_seeing(held_out),
     )  # fmt: skip
     for mode in args.modes:
         found["modes"][mode] = evaluator.run(mode)
     if {FORWARD, INVERSE} <= set(args.modes):
         found["cycle"] = evaluator.cycle()
+    if args.closed_loop:
+        found["closed_loop"] = acting.success_rates(
+            predict, contract, task_names, args.episodes, args.batch_size, args.seed, say
+        )
     if args.modes:
         earlier = results.Examples.load(examples_path).predictions if found.get("format") else {}
         keep_examples(evaluator, contract, earlier, examples_path)

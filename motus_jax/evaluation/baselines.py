@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 
 import cv2
 import numpy as np
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Bool, Float, Int, UInt8
 
 from motus_jax.evaluation.metrics import to_float
 
@@ -26,10 +26,11 @@ WEIGHTS = (0.0, 1 / 16, 1 / 4, 1.0)
 # Training chunks that serve as queries when the weights are chosen.
 TUNING_QUERIES = 512
 
-# Added to the distance, in this order of importance, so that a neighbour has the same robot and the same instruction
-# wherever the training split has one.
+# Added to the distance, so that a neighbour has the same robot wherever the training split has one.
 OTHER_EMBODIMENT = 1e9
-OTHER_INSTRUCTION = 1e6
+
+# The same for another instruction, tried beside 0: where the picture shows the task, paraphrases had better not count.
+OTHER_INSTRUCTION = (0.0, 1e6)
 
 _CHUNK_KEYS = ("actions", "action_mask", "instruction", "episode", "source", "embodiment")
 
@@ -102,8 +103,8 @@ class NearestNeighbour:
     """Returns the actions of the most similar training chunk.
 
     Distance: a weighted sum of squared distances of blocks, each brought to unit mean square norm on the training
-    split. The weights are chosen on the training split: the grid point with the least normalised MSE when every query
-    may only look at other episodes.
+    split. The weights, and whether the instruction counts, are chosen on the training split: the grid point with the
+    least normalised MSE when every query may only look at other episodes.
     """
 
     def __init__(self, memory: TrainMemory, blocks: tuple[str, ...]):
@@ -111,7 +112,7 @@ class NearestNeighbour:
         self._memory = memory
         self._scale = {block: _Scale.fit(memory.features[block]) for block in blocks}
         self._train = {block: scale(memory.features[block]) for block, scale in self._scale.items()}
-        self.weights = self._choose_weights()
+        self.weights, self.other_instruction = self._choose_weights()
 
     def predict(self, batch: Batch) -> Float[np.ndarray, "B T A"]:
         """Normalised actions; looks at state, frames, instruction and embodiment of the batch only."""
@@ -120,31 +121,36 @@ class NearestNeighbour:
             block: _squared_distances(scale(features[block]), self._train[block])
             for block, scale in self._scale.items()
         }
-        nearest = (_weighted(distances, self.weights) + self._foreign(batch)).argmin(axis=1)
+        barred = self.other_instruction * self._other_words(batch) + OTHER_EMBODIMENT * self._other_robot(batch)
+        nearest = (_weighted(distances, self.weights) + barred).argmin(axis=1)
         return self._memory.chunks["actions"][nearest]
 
-    def _choose_weights(self) -> dict[str, float]:
+    def _choose_weights(self) -> tuple[dict[str, float], float]:
         chunks = self._memory.chunks
         n = len(chunks["episode"])
         query = np.unique(np.linspace(0, n - 1, TUNING_QUERIES).astype(int))
+        asked = {key: value[query] for key, value in chunks.items()}
         distances = {block: _squared_distances(train[query], train) for block, train in self._train.items()}
-        barred = self._foreign({key: value[query] for key, value in chunks.items()})
-        barred[_episode_names(chunks)[query][:, None] == _episode_names(chunks)] = np.inf
-        mask = chunks["action_mask"][query]
+        own_episode = _episode_names(asked)[:, None] == _episode_names(chunks)
+        barred = np.where(own_episode, np.inf, OTHER_EMBODIMENT * self._other_robot(asked))
+        other_words = self._other_words(asked)
+        mask = asked["action_mask"]
 
-        def error(weights: tuple[float, ...]) -> float:
-            nearest = (_weighted(distances, dict(zip(distances, weights))) + barred).argmin(axis=1)
-            wrong = np.square(chunks["actions"][nearest] - chunks["actions"][query])
+        def error(choice: tuple[tuple[float, ...], float]) -> float:
+            weights, penalty = choice
+            total = _weighted(distances, dict(zip(distances, weights))) + barred + penalty * other_words
+            wrong = np.square(chunks["actions"][total.argmin(axis=1)] - asked["actions"])
             return float((wrong * mask).sum() / max(mask.sum(), 1))
 
         grid = [weights for weights in itertools.product(WEIGHTS, repeat=len(distances)) if max(weights) == 1.0]
-        return dict(zip(distances, min(grid, key=error)))
+        weights, penalty = min(itertools.product(grid, OTHER_INSTRUCTION), key=error)
+        return dict(zip(distances, weights)), penalty
 
-    def _foreign(self, batch: Batch) -> Float[np.ndarray, "B n"]:
-        chunks = self._memory.chunks
-        other_words = (batch["instruction"][:, None] != chunks["instruction"]).any(axis=-1)
-        other_robot = batch["embodiment"][:, None] != chunks["embodiment"]
-        return OTHER_INSTRUCTION * other_words + OTHER_EMBODIMENT * other_robot
+    def _other_words(self, batch: Batch) -> Bool[np.ndarray, "B n"]:
+        return (batch["instruction"][:, None] != self._memory.chunks["instruction"]).any(axis=-1)
+
+    def _other_robot(self, batch: Batch) -> Bool[np.ndarray, "B n"]:
+        return batch["embodiment"][:, None] != self._memory.chunks["embodiment"]
 
 
 @dataclasses.dataclass(frozen=True)

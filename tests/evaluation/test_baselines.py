@@ -50,19 +50,21 @@ def test_seeing_the_motion_helps(memory):
     assert errors[1] < 0.9 * errors[0]
 
 
-def test_neighbour_has_the_same_robot_then_the_same_instruction(train):
-    half = np.arange(200) % 2
+def test_neighbour_has_the_same_robot_and_the_instruction_counts_where_it_helps(train):
+    rng = np.random.default_rng(0)
+    words, robot = rng.integers(0, 2, (2, 200))
     marked = {
         **train,
-        "instruction": np.repeat(1 + half[:, None], 5, axis=1).astype(np.int32),
-        "embodiment": (np.arange(200) // 2 % 2).astype(np.int32),
-        "actions": np.broadcast_to((half + 10 * (np.arange(200) // 2 % 2))[:, None, None], (200, 4, 3)).astype(
-            np.float32
-        ),
+        "instruction": np.repeat(1 + words[:, None], 5, axis=1).astype(np.int32),
+        "embodiment": robot.astype(np.int32),
+        "actions": np.broadcast_to((words + 10 * robot)[:, None, None], (200, 4, 3)).astype(np.float32),
     }
-    neighbour = baselines.NearestNeighbour(baselines.remember([marked]), ("state", "picture"))
     query = {**marked, "state": marked["state"][::-1], "frames": marked["frames"][::-1]}
-    np.testing.assert_array_equal(neighbour.predict(query)[:, 0, 0], marked["actions"][:, 0, 0])
-    unknown = {**query, "instruction": np.full((200, 5), 77, np.int32)}
-    found = neighbour.predict(unknown)[:, 0, 0]
-    np.testing.assert_array_equal(found >= 10, marked["embodiment"] == 1)
+    neighbour = baselines.NearestNeighbour(baselines.remember([marked]), ("state", "picture"))
+    np.testing.assert_array_equal(neighbour.predict(query), marked["actions"])
+    # With actions that do not depend on the words, other words must not shut out a better neighbour.
+    plain = {**marked, "actions": train["actions"]}
+    neighbour = baselines.NearestNeighbour(baselines.remember([plain]), ("state", "picture"))
+    assert neighbour.other_instruction == 0.0
+    unknown = {**plain, "instruction": np.full((200, 5), 77, np.int32)}
+    np.testing.assert_array_equal(neighbour.predict(unknown), train["actions"])
