@@ -117,7 +117,7 @@ def unit_of(name: str) -> str:
     """The unit that a dim's name suggests: LeRobot stores none."""
     lowered = name.lower()
     if "gripper" in lowered:
-        return "open fraction"
+        return "0..1"
     joints = ("joint", "waist", "shoulder", "elbow", "forearm", "wrist", "hip", "knee", "ankle")
     return "rad" if any(word in lowered for word in joints) else ""
 

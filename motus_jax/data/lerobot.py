@@ -5,15 +5,17 @@ one parquet and one mp4 file and says in `meta/episodes/*/*.parquet` where each 
 an episode. Frames are addressed by time, `round(pts * fps)`, never by counting.
 """
 
+import contextlib
 import dataclasses
 import functools
 import json
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from jaxtyping import Float, Int, UInt8
 
@@ -27,6 +29,8 @@ CAMERA_PREFIX = "observation.images."
 HELD_OUT = 0.1
 # A row of a 14-dim robot takes about 120 bytes, so this keeps a few hundred episodes a megabyte.
 ROWS_CACHE = 4096
+# Files whose footer is kept.
+TABLES_OPEN = 64
 
 
 class Rows(NamedTuple):
@@ -98,6 +102,7 @@ class LeRobotDataset:
         self.tasks, self.episodes = self._read_v3() if self.version == "v3.0" else self._read_v2()
         self._check_totals()
         self.rows = functools.lru_cache(ROWS_CACHE)(self._rows)
+        self._open_table = functools.lru_cache(TABLES_OPEN)(_EpisodeTable)
 
     @property
     def total_frames(self) -> int:
@@ -260,8 +265,7 @@ class LeRobotDataset:
 
     def _rows(self, index: int) -> Rows:
         episode = self.episode(index)
-        columns = [STATE, ACTION, "task_index"]
-        table = _read_table(episode.table, columns=columns, filters=[("episode_index", "=", index)])
+        table = self._open_table(episode.table).read(index)
         if table.num_rows != episode.length:
             raise UserError(
                 f"episode {index} in {episode.table}: expected {episode.length} rows, as meta says; "
@@ -270,6 +274,39 @@ class LeRobotDataset:
         state = _matrix(table, STATE, self.state_dim, episode)
         action = _matrix(table, ACTION, self.action_dim, episode)
         return Rows(state, action, table["task_index"].to_numpy())
+
+
+class _EpisodeTable:
+    """A parquet file of episodes that reads only the row groups of the one that is asked for."""
+
+    columns = (STATE, ACTION, "task_index", "episode_index")
+
+    def __init__(self, path: pathlib.Path):
+        self._path = path
+        with _parquet_errors(path):
+            self._footer = pq.read_metadata(_existing(path))
+        names = self._footer.schema.to_arrow_schema().names
+        missing = sorted(set(self.columns) - set(names))
+        if missing:
+            raise UserError(f"{path}: expected a column {missing[0]!r}; found {', '.join(names)}")
+        self._ranges = [self._range(group) for group in range(self._footer.num_row_groups)]
+
+    def _range(self, group: int) -> tuple[float, float]:
+        """Smallest and largest episode index of a row group; everything where the file does not say."""
+        columns = self._footer.row_group(group)
+        for k in range(columns.num_columns):
+            column = columns.column(k)
+            if column.path_in_schema == "episode_index" and column.statistics and column.statistics.has_min_max:
+                return column.statistics.min, column.statistics.max
+        return -np.inf, np.inf
+
+    def read(self, episode: int) -> pa.Table:
+        """The rows of an episode, `columns` only."""
+        groups = [group for group, (low, high) in enumerate(self._ranges) if low <= episode <= high]
+        with _parquet_errors(self._path):
+            file = pq.ParquetFile(self._path, metadata=self._footer)
+            table = file.read_row_groups(groups, columns=list(self.columns))
+        return table.filter(pc.equal(table["episode_index"], episode))
 
 
 def _matrix(table: pa.Table, key: str, width: int, episode: Episode) -> Float[np.ndarray, "n D"]:
@@ -311,17 +348,17 @@ def _read_lines(path: pathlib.Path) -> list[dict[str, Any]]:
         raise UserError(f"{path}: expected one JSON object a line; found {error}") from error
 
 
-def _read_table(
-    path: pathlib.Path, *, columns: list[str] | None = None, filters: list | None = None, skip: str | None = None
-) -> pa.Table:
+def _read_table(path: pathlib.Path, skip: str = " ") -> pa.Table:
+    """A whole table, but for the columns whose name begins with `skip`."""
+    with _parquet_errors(path):
+        names = pq.read_schema(_existing(path)).names
+        return pq.read_table(path, columns=[name for name in names if not name.startswith(skip)])
+
+
+@contextlib.contextmanager
+def _parquet_errors(path: pathlib.Path) -> Iterator[None]:
     try:
-        schema = pq.read_schema(_existing(path))
-        if skip is not None:
-            columns = [name for name in schema.names if not name.startswith(skip)]
-        missing = sorted(set(columns or ()) - set(schema.names))
-        if missing:
-            raise UserError(f"{path}: expected a column {missing[0]!r}; found {', '.join(schema.names)}")
-        return pq.read_table(path, columns=columns, filters=filters)
+        yield
     except (pa.ArrowInvalid, OSError) as error:
         raise UserError(f"{path}: expected a parquet file; found {' '.join(str(error).split())}") from error
 

@@ -9,7 +9,7 @@ import functools
 import logging
 import pathlib
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import grain
@@ -93,9 +93,9 @@ class Dataset:
         """Everything that sampling and serving must match, as JSON (`motus_jax.data.contract.Contract`)."""
         return self.spec.to_json()
 
-    def preload(self) -> None:
-        """Decodes the split's videos into memory, as far as `data.cache_gib` allows."""
-        self._store.preload(self.episodes, int(self.settings["threads"]))
+    def preload(self, episodes: Sequence[int] | None = None) -> None:
+        """Decodes videos of the given episodes (all of the split) into memory, as far as `data.cache_gib` allows."""
+        self._store.preload(self.episodes if episodes is None else episodes, int(self.settings["threads"]))
 
     def example(self, episode: int, frame: int) -> Example:
         """The example whose chunk starts at row `frame` of `episode`, any row; beyond the end the last row is held.
@@ -284,6 +284,9 @@ def eval_batches(dataset: Dataset, batch_size: int, limit: int, seed: int) -> li
       seed: of the choice; the same seed always gives the same examples in the same order.
     """
     chosen = _spread(dataset, limit, np.random.default_rng(seed))
+    touched = sorted({episode for episode, _ in chosen})
+    if len(chosen) * dataset.timing.horizon >= sum(dataset.source.episode(episode).length for episode in touched):
+        dataset.preload(touched)  # whole episodes are less work than that many clips
     batches = []
     for begin in range(0, len(chosen), batch_size):
         places = chosen[begin : begin + batch_size]

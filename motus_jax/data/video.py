@@ -4,6 +4,7 @@ import pathlib
 
 import av
 import numpy as np
+from av.video.reformatter import VideoReformatter
 from jaxtyping import Int, UInt8
 
 from motus_jax.errors import UserError
@@ -59,13 +60,15 @@ def _decode(path: pathlib.Path, numbers: Int[np.ndarray, "n"], fps: float) -> di
     frames: dict[int, np.ndarray] = {}
     with av.open(str(path)) as container:
         stream = container.streams.video[0]
+        # One for all frames: `frame.to_ndarray(format="rgb24")` sets up a new one each time, at thrice the cost.
+        to_rgb = VideoReformatter()
         stream.thread_type = "NONE"  # clips are short: starting decoder threads costs more than it gives
         container.seek(int(numbers[0] / fps / stream.time_base), stream=stream, backward=True)
         try:
             for frame in container.decode(stream):
                 number = round(float(frame.pts * stream.time_base) * fps)
                 if number in wanted:
-                    frames[number] = frame.to_ndarray(format="rgb24")
+                    frames[number] = to_rgb.reformat(frame, format="rgb24").to_ndarray()
                 if number >= last:
                     break
         except av.FFmpegError:
