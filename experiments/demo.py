@@ -14,9 +14,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.steps = 2000
     config.batch_size = 16
     # One of the five modes, `unified`, or weights over them.
-    config.mode = ml_collections.ConfigDict(
-        {"joint": 0.2, "vla": 0.2, "world_model": 0.2, "inverse_dynamics": 0.2, "video": 0.2}
-    )
+    config.mode = "joint:1,vla:1,world_model:1,inverse_dynamics:1,video:1"
     config.data = ml_collections.ConfigDict({
         "path": "datasets/aloha_sim",
         "cameras": ("top", "left_wrist", "right_wrist"),
@@ -48,7 +46,7 @@ def get_config() -> ml_collections.ConfigDict:
         "action": {"schedule": "shift", "parameter": 2.0},
         "endpoint_probability": 0.02,
     })
-    config.loss = ml_collections.ConfigDict({"video": 1.0, "action": 1.0, "video_average": "future"})
+    config.loss = ml_collections.ConfigDict({"video": 1.0, "action": 1.0, "video_average": "future", "weighting": "velocity"})
     config.optimizer = ml_collections.ConfigDict({
         "name": "adamw",
         "b1": 0.9,

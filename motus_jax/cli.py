@@ -1,5 +1,6 @@
 """What every command shares: one clear line on bad input, and the `--config` flag."""
 
+import re
 import sys
 from collections.abc import Callable, Sequence
 
@@ -38,8 +39,18 @@ def parse_flags(argv: Sequence[str], doc: str) -> list[str]:
     try:
         return flags.FLAGS(list(argv))
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError, FileNotFoundError) as error:
-        message = " ".join(str(error).split())
-        raise UserError(f"{message} (see --help)") from error
+        raise UserError(f"{_one_line(error)} (see --help)") from error
+
+
+def _one_line(error: Exception) -> str:
+    """The message without what ml_collections wraps around it: repr quotes, and a suggestion on a line of its own."""
+    message = " ".join(str(error).replace("\\n", " ").replace("\\'", "'").split())
+    suggestion = re.search(r"Did you mean \"(.*?)\" instead of \"(.*?)\"", message)
+    if suggestion:
+        return f"unknown config key {suggestion[2]!r}: did you mean {suggestion[1]!r}?"
+    if isinstance(error, (KeyError, AttributeError)):
+        return f"unknown config key: {message}"
+    return message
 
 
 def define_config() -> flags.FlagHolder:

@@ -56,6 +56,9 @@ UNIFIED = "unified"
 """Training only: independent noise levels for video and actions, as the paper trains."""
 
 
+TRAINABLE = (*MODES, UNIFIED)
+
+
 class Draw(dict):
     """Per-example noise levels and loss masks: `tau_video`, `tau_action` float32 [B]; `video_loss`, `action_loss` bool [B]."""
 
@@ -75,21 +78,41 @@ def mixture(mode: str | Mapping[str, float]) -> dict[str, float]:
     """Normalised weights over the five modes and `unified`.
 
     Args:
-      mode: a mode name, `unified`, or a mapping from those names to non-negative weights.
+      mode: a mode name; `unified`; a mapping from those names to weights; or such a mapping as text,
+        `vla:2,world_model:1`.
 
     Raises:
-      UserError: an unknown name, or weights that do not sum to a positive number.
+      UserError: an unknown name, a weight that is no number >= 0, or weights that do not sum to a positive number.
     """
-    weights = {mode: 1.0} if isinstance(mode, str) else {name: float(weight) for name, weight in mode.items()}
+    weights = _parse(mode) if isinstance(mode, str) else {name: float(weight) for name, weight in mode.items()}
     for name, weight in weights.items():
-        if name not in MODES and name != UNIFIED:
-            raise UserError(f"unknown mode {name!r} in config.mode: expected one of {', '.join((*MODES, UNIFIED))}")
+        if name not in TRAINABLE:
+            raise UserError(f"unknown mode {name!r} in config.mode: expected one of {', '.join(TRAINABLE)}")
         if weight < 0:
-            raise UserError(f"config.mode.{name}: expected a weight >= 0, found {weight}")
+            raise UserError(f"config.mode: expected a weight >= 0 for {name}, found {weight}")
     total = sum(weights.values())
     if total <= 0:
         raise UserError(f"config.mode: expected weights with a positive sum, found {weights}")
     return {name: weight / total for name, weight in weights.items() if weight > 0}
+
+
+def _parse(text: str) -> dict[str, float]:
+    if ":" not in text:
+        return {text: 1.0}
+    weights = {}
+    for part in text.split(","):
+        name, _, weight = part.partition(":")
+        try:
+            weights[name.strip()] = float(weight)
+        except ValueError:
+            raise UserError(f"config.mode: expected NAME:WEIGHT,... as in vla:2,world_model:1; found {part!r}") from None
+    return weights
+
+
+def weights(mode: str | Mapping[str, float]) -> Float[np.ndarray, " 6"]:
+    """`mixture` as an array in the order of `TRAINABLE`: an argument of compiled functions, so that one serves all."""
+    found = mixture(mode)
+    return np.array([found.get(name, 0.0) for name in TRAINABLE], np.float32)
 
 
 def pin(role: Role | Int[Array, " B"], tau: Float[Array, " B"]) -> Float[Array, " B"]:
@@ -99,7 +122,7 @@ def pin(role: Role | Int[Array, " B"], tau: Float[Array, " B"]) -> Float[Array, 
 
 def draw(
     key: PRNGKeyArray,
-    mode: str | Mapping[str, float],
+    mode_weights: Float[Array, " 6"],
     tau_video: Float[Array, " B"],
     tau_action: Float[Array, " B"],
 ) -> Draw:
@@ -107,7 +130,7 @@ def draw(
 
     Args:
       key: random key; the same key gives the same modes.
-      mode: see `mixture`.
+      mode_weights: see `weights`.
       tau_video, tau_action: independent draws of the training schedule. In `joint` both modalities use `tau_video`,
         as its sampler steps both together; in `unified` they stay independent.
 
@@ -115,13 +138,12 @@ def draw(
       Noise levels and loss masks. A pinned modality carries no loss; neither does a noise level of exactly 0, where
       the velocity (noise - clean) cannot be seen in the input.
     """
-    weights = mixture(mode)
-    rows = [MODES.get(name, Mode(Role.DENOISED, Role.DENOISED, "")) for name in weights]
-    tied = np.array([name == "joint" for name in weights])
-    index = jax.random.choice(key, len(rows), tau_video.shape, p=jnp.array(list(weights.values())))
+    free = Mode(Role.DENOISED, Role.DENOISED, "")
+    rows = [MODES.get(name, free) for name in TRAINABLE]
+    index = jax.random.categorical(key, jnp.log(jnp.asarray(mode_weights)), shape=tau_video.shape)
     video_role = jnp.array([row.video for row in rows])[index]
     action_role = jnp.array([row.action for row in rows])[index]
-    tau_action = jnp.where(jnp.asarray(tied)[index], tau_video, tau_action)
+    tau_action = jnp.where(index == TRAINABLE.index("joint"), tau_video, tau_action)
     video, action = pin(video_role, tau_video), pin(action_role, tau_action)
     return Draw(
         tau_video=video,

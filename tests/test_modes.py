@@ -24,21 +24,21 @@ OTHER = jnp.linspace(0.9, 0.2, 64)
     ],
 )
 def test_noise_levels_follow_the_table(mode, video, action):
-    drawn = modes.draw(jax.random.key(0), mode, TAU, OTHER)
+    drawn = modes.draw(jax.random.key(0), modes.weights(mode), TAU, OTHER)
     np.testing.assert_array_equal(drawn["tau_video"], video)
     np.testing.assert_array_equal(drawn["tau_action"], action)
 
 
 def test_a_pinned_modality_carries_no_loss():
     for name, row in modes.MODES.items():
-        drawn = modes.draw(jax.random.key(0), name, TAU, OTHER)
+        drawn = modes.draw(jax.random.key(0), modes.weights(name), TAU, OTHER)
         assert bool(drawn["video_loss"].all()) == row.returns_video == bool(drawn["video_loss"].any())
         assert bool(drawn["action_loss"].all()) == row.returns_actions == bool(drawn["action_loss"].any())
 
 
 def test_mixture_draws_modes_in_proportion_per_example():
     many = jnp.full(20_000, 0.5)
-    drawn = modes.draw(jax.random.key(1), {"vla": 3, "world_model": 1}, many, many)
+    drawn = modes.draw(jax.random.key(1), modes.weights("vla:3,world_model:1"), many, many)
     acting = np.asarray(drawn["tau_video"] == 1)
     assert abs(acting.mean() - 0.75) < 0.02
     np.testing.assert_array_equal(np.asarray(drawn["tau_action"] == 0), ~acting)
@@ -46,12 +46,12 @@ def test_mixture_draws_modes_in_proportion_per_example():
 
 def test_exact_end_points_in_unified_training():
     ends = jnp.array([0.0, 1.0])
-    drawn = modes.draw(jax.random.key(0), "unified", ends, ends)
+    drawn = modes.draw(jax.random.key(0), modes.weights("unified"), ends, ends)
     np.testing.assert_array_equal(drawn["tau_video"], ends)
     np.testing.assert_array_equal(drawn["video_loss"], [False, True])
 
 
-@pytest.mark.parametrize("bad", ["vlaa", {"vla": 1, "nope": 1}, {"vla": -1.0}, {"vla": 0.0}])
+@pytest.mark.parametrize("bad", ["vlaa", {"vla": 1, "nope": 1}, {"vla": -1.0}, {"vla": 0.0}, "vla:2,joint", "vla:x"])
 def test_bad_mixtures_are_refused(bad):
     with pytest.raises(UserError, match="mode"):
         modes.mixture(bad)

@@ -9,7 +9,18 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from motus_jax.models.config import ActionExpertConfig
-from motus_jax.models.layers import SMALL, ZEROS, Dense, Dtype, FeedForward, Mlp, gate, layer_norm, modulate, position_table
+from motus_jax.models.layers import (
+    SMALL,
+    ZEROS,
+    Dense,
+    Dtype,
+    FeedForward,
+    Mlp,
+    gate,
+    layer_norm,
+    modulate,
+    position_table,
+)
 from motus_jax.models.small_block import NarrowAttention
 from motus_jax.models.video_expert import MODULATION, TimeEmbedding
 

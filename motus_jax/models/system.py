@@ -55,6 +55,7 @@ class System:
         data, model = config.data, config.model
         overrides = {**model.overrides, "action": {**model.overrides.get("action", {}), **_action_sizes(data)}}
         self.config = config
+        self._mode_weights = modes.weights(config.mode)
         self.motus_config = get_variant(model.variant, overrides)
         self.motus = Motus(self.motus_config)
         self.codec = VideoCodec(
@@ -64,9 +65,10 @@ class System:
         self.text_encoder = TextEncoder(TextEncoderConfig(**text, **model.text_encoder))
         width = self.motus_config.understanding.input_width
         self.vlm = CompactVlm(CompactVlmConfig(vocabulary=BYTE_VOCABULARY, width=width, **model.vlm))
-        for name, prediction in model.prediction.items():
-            if prediction not in PREDICTIONS:
-                raise UserError(f"config.model.prediction.{name}: expected one of {', '.join(PREDICTIONS)}, found {prediction!r}")
+        choices = {f"model.prediction.{name}": prediction for name, prediction in model.prediction.items()}
+        for name, choice in (choices | {"loss.weighting": config.loss.weighting}).items():
+            if choice not in PREDICTIONS:
+                raise UserError(f"config.{name}: expected one of {', '.join(PREDICTIONS)}, found {choice!r}")
 
     @property
     def latent_shape(self) -> tuple[int, int, int, int]:
@@ -133,13 +135,18 @@ class System:
         )
 
     def loss(
-        self, params: Params, frozen: Params, batch: Mapping[str, Array], key: PRNGKeyArray, mode: str | None = None
+        self,
+        params: Params,
+        frozen: Params,
+        batch: Mapping[str, Array],
+        key: PRNGKeyArray,
+        mode_weights: Float[Array, " 6"] | None = None,
     ) -> tuple[Array, dict[str, Array]]:
         """Flow-matching loss of a batch (paper, equations of section 4.1).
 
         Args:
           key: the only source of randomness.
-          mode: replaces `config.mode`, for validation.
+          mode_weights: replaces `config.mode`, for validation (`motus_jax.modes.weights`).
 
         Returns:
           The weighted sum of both streams' means over the batch, in which a pinned modality counts as zero, and
@@ -148,7 +155,7 @@ class System:
         keys = dict(zip(("video", "action", "video_noise", "action_noise", "mode"), jax.random.split(key, 5)))
         clean = jax.lax.stop_gradient(self.encode(frozen, batch))
         taus = [self._draw_tau(keys[name], name, len(clean.actions)) for name in ("video", "action")]
-        drawn = modes.draw(keys["mode"], self._mode(mode), *taus)
+        drawn = modes.draw(keys["mode"], self._mode_weights if mode_weights is None else mode_weights, *taus)
         noise = {name: jax.random.normal(keys[f"{name}_noise"], getattr(clean, field).shape)
                  for name, field in (("video", "video"), ("action", "actions"))}
         video = flow_matching.interpolate(clean.video, noise["video"], drawn["tau_video"])
@@ -157,17 +164,21 @@ class System:
         predicted = self.velocities(
             params, video, actions, clean.state, drawn["tau_video"], drawn["tau_action"], self.context(params, batch)
         )
-        weights = self.config.loss
+        loss = self.config.loss
         errors = {
-            "video": video_loss(predicted[0], noise["video"] - clean.video, weights.video_average),
+            "video": video_loss(predicted[0], noise["video"] - clean.video, loss.video_average),
             "action": action_loss(predicted[1], noise["action"] - clean.actions, batch["action_mask"]),
         }
-        total = sum(weights[name] * jnp.mean(error * drawn[f"{name}_loss"]) for name, error in errors.items())
+        total = sum(
+            loss[name] * jnp.mean(error * self._noise_weight(drawn[f"tau_{name}"]) * drawn[f"{name}_loss"])
+            for name, error in errors.items()
+        )
         return total, {"loss/total": total} | _metrics(errors, drawn)
 
-    def _mode(self, mode: str | None) -> str | Mapping[str, float]:
-        chosen = self.config.mode if mode is None else mode
-        return chosen if isinstance(chosen, str) else dict(chosen)
+    def _noise_weight(self, tau: Float[Array, " B"]) -> Float[Array, " B"]:
+        """`config.loss.weighting`: `velocity` weighs all noise levels alike; `clean` by tau squared, which makes the
+        loss the squared error of the clean data that the velocity implies."""
+        return jnp.square(tau) if self.config.loss.weighting == "clean" else jnp.ones_like(tau)
 
     def _draw_tau(self, key: PRNGKeyArray, name: str, batch: int) -> Float[Array, " B"]:
         noise = self.config.noise

@@ -65,7 +65,7 @@ class EncoderLayer(nn.Module):
         return x + dense(c.width, "down")(hidden), None
 
 
-def _dense(dtype: Dtype):  # noqa: ANN202 (a constructor)
+def _dense(dtype: Dtype):
     init = nn.initializers.variance_scaling(1.0, "fan_in", "normal")
     return lambda features, name: Dense(features, dtype, use_bias=False, kernel_init=init, name=name)
 

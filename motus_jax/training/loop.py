@@ -234,10 +234,11 @@ def _report(run: Run, number: int, written: tuple[int, dict[str, float]] | None)
 def _validate(run: Run, number: int, state: step.State, keys: list[jax.Array]) -> None:
     """Losses of the averaged parameters in every mode on the held-out batches, always with the same noise."""
     results = {name: [] for name in modes.MODES}
+    weights = {name: jax.device_put(modes.weights(name), sharding.replicated(run.mesh)) for name in modes.MODES}
     for batch, key in zip(run.data.validation, keys):
         on_device = sharding.put_batch(batch, run.mesh)
         for mode, values in results.items():
-            values.append(run.eval_step(state, run.frozen, on_device, key, mode=mode))
+            values.append(run.eval_step(state, run.frozen, on_device, key, weights[mode]))
     means = {mode: metrics.window_means(jax.device_get(values)) for mode, values in results.items()}
     run.writer.scalars(
         number, {f"val/{mode}/{name}": value for mode, values in means.items() for name, value in values.items()}

@@ -33,7 +33,7 @@ class Trainable(Protocol):
     def fit_frozen(self, frames: Any) -> tree.Tree: ...
 
     def loss(
-        self, params: tree.Tree, frozen: tree.Tree, batch: Batch, key: PRNGKeyArray, mode: str | None = None
+        self, params: tree.Tree, frozen: tree.Tree, batch: Batch, key: PRNGKeyArray, mode_weights: Array | None = None
     ) -> tuple[Float[Array, ""], Metrics]: ...
 
 
@@ -97,20 +97,19 @@ def make_train_step(
     )
 
 
-def make_eval_step(system: Trainable, mesh: Mesh) -> Callable[[State, tree.Tree, Batch, PRNGKeyArray, str], Metrics]:
-    """The jitted `eval_step(state, frozen, batch, key, mode)`: losses of the averaged parameters in one mode.
+def make_eval_step(system: Trainable, mesh: Mesh) -> Callable[[State, tree.Tree, Batch, PRNGKeyArray, Array], Metrics]:
+    """The jitted `eval_step(state, frozen, batch, key, mode_weights)`: losses of the averaged parameters.
 
-    Compiled once per mode, which is static.
+    The mode is an argument (`motus_jax.modes.weights`), so one program serves all modes.
     """
 
-    def eval_step(state: State, frozen: tree.Tree, batch: Batch, key: PRNGKeyArray, mode: str) -> Metrics:
+    def eval_step(state: State, frozen: tree.Tree, batch: Batch, key: PRNGKeyArray, mode_weights: Array) -> Metrics:
         params = tree.overlay(state["params"], state["ema"])
-        value, metrics = system.loss(params, frozen, batch, key, mode=mode)
+        value, metrics = system.loss(params, frozen, batch, key, mode_weights)
         return _as_float32({**metrics, "loss": value})
 
     return jax.jit(
         eval_step,
-        static_argnames=("mode",),
         out_shardings=sharding.replicated(mesh),
         compiler_options=compiler_options(),
     )

@@ -66,9 +66,9 @@ class FakeSystem:
     def fit_frozen(self, frames):
         return {"codec": {"mean": np.asarray(frames, np.float32).mean((0, 1))}}
 
-    def loss(self, params, frozen, batch, key, mode=None):
+    def loss(self, params, frozen, batch, key, mode_weights=None):
         picture = batch["frames"][:, 0].astype(jnp.float32) - frozen["codec"]["mean"]
-        tau = jax.random.uniform(key, (picture.shape[0], 1)) if mode != "video" else 0.5
+        tau = jax.random.uniform(key, (picture.shape[0], 1)) if mode_weights is None else 0.5
         x = picture.reshape(picture.shape[0], -1) / 255.0
         x = jnp.tanh((1 - tau) * x @ params["video"]["fixed"]["kernel"])
         x = jnp.tanh(x @ params["video"]["dense"]["kernel"])
