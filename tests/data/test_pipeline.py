@@ -140,7 +140,7 @@ def test_eval_takes_no_more_than_there_is(v3):
 
 
 def test_smaller_robot_is_padded_and_masked(tmp_path, caplog):
-    path = fixture.write(tmp_path / "set", lengths=(20, 20, 20), cameras={"top": (72, 96)}, dim=4)
+    path = fixture.write(tmp_path / "set", lengths=(30, 30, 30), cameras={"top": (72, 96)}, dim=4)
     dataset = make_dataset({"path": str(path), **CONFIG, "cameras": ("top",)}, "train")
     example = dataset.example(0, 2)
     assert example["actions"].shape == (8, 14) and example["state"].shape == (14,)
