@@ -279,7 +279,8 @@ class _Position:
         self.file += 1
 
     def full(self, path: pathlib.Path) -> bool:
-        return path.stat().st_size >= self._limit
+        # The encoder keeps the first frames to itself for a while; until then there is no file.
+        return path.exists() and path.stat().st_size >= self._limit
 
     def indices(self) -> dict[str, int]:
         return {"chunk_index": self.file // FILES_PER_CHUNK, "file_index": self.file % FILES_PER_CHUNK}
@@ -305,8 +306,9 @@ class _TableFiles:
             self.close()
             self._position.next()
             self._file = self._position.path(self._folder, "parquet")
-            # Joint values hardly repeat: a dictionary of them would only add to the file.
-            self._writer = pq.ParquetWriter(self._file, self._schema, compression="zstd", use_dictionary=False)
+            # Joint values hardly repeat, so a dictionary would only add to the file; split bytes compress better.
+            options = dict(compression="zstd", use_dictionary=False, use_byte_stream_split=True)
+            self._writer = pq.ParquetWriter(self._file, self._schema, **options)
         arrays = [
             pa.FixedSizeListArray.from_arrays(pa.array(values.ravel()), values.shape[1])
             if values.ndim == 2

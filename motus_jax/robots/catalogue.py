@@ -34,7 +34,7 @@ class Robot:
 
 
 # Modules that define ROBOT; imported when asked for, each needs its own simulator packages.
-MODULES = {"aloha": "motus_jax.robots.rollout"}
+MODULES = {"aloha": "motus_jax.robots.rollout", "sawyer": "motus_jax.robots.sawyer"}
 
 
 def robot(name: str) -> Robot:

@@ -148,7 +148,7 @@ def _place_cameras(model: mujoco.MjModel) -> None:
     The top camera leans, so that lifting an object is visible, and frames the space that the hands use.
     """
     model.vis.map.znear = 0.02 / model.stat.extent
-    _aim(model, "top", (0.0, 0.18, 0.74), (0.0, 0.55, 0.10), 48)
+    _aim(model, "top", (0.0, 0.18, 0.74), (0.0, 0.58, 0.12), 47)
     for side in ("left", "right"):
         _aim(model, f"{side}_wrist", (0.02, 0.0, 0.09), (0.17, 0.0, 0.0), 75)
 
