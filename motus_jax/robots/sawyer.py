@@ -6,6 +6,7 @@ which a row is worth looking at.
 """
 
 import functools
+import warnings
 
 import cv2
 import numpy as np
@@ -52,6 +53,8 @@ class Sawyer:
             from metaworld.policies import ENV_POLICY_MAP
         except ModuleNotFoundError as error:
             raise UserError(f"metaworld needs {error.name}, which is not installed: run {INSTALL}") from error
+        # The experts warn that the simulator clips their actions; `expert` clips them too.
+        warnings.filterwarnings("ignore", message="Constant", module="metaworld")
         environment, self.instructions = TASKS[name]
         self._env = metaworld.ALL_V3_ENVIRONMENTS_GOAL_OBSERVABLE[f"{environment}-goal-observable"](seed=0)
         self._env._freeze_rand_vec = False  # otherwise every reset gives the same start
