@@ -64,11 +64,6 @@ class Stage:
             self._renderers[size] = mujoco.Renderer(self.model, *size)
         return self._renderers[size]
 
-    def close(self) -> None:
-        """Frees the renderers; left to the interpreter's exit they print tracebacks."""
-        while self._renderers:
-            self._renderers.popitem()[1].close()
-
 
 @functools.cache
 def stage(layout: str) -> Stage:
