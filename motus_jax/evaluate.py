@@ -203,7 +203,7 @@ def keep_examples(evaluator: Evaluator, contract: Contract, earlier: Mapping[str
 def definitions() -> dict[str, str]:
     """What the numbers mean, for whoever reads metrics.json alone."""
     texts = {name: spec.meaning for name, spec in comparison.METRICS.items()}
-    moving = f"real pixels further than {metrics.MOVING_THRESHOLD * 255:.0f}/255 from the condition frame"
+    moving = f"further than {metrics.MOVING_THRESHOLD * 255:.0f}/255 from the condition frame in any channel"
     return texts | {
         "moving_psnr": f"{texts['moving_psnr']}: {moving}, grown by {metrics.MOVING_DILATION} pixels",
         "interval": "95 %, bootstrap over held-out episodes (an episode is drawn with all its chunks)",
@@ -211,6 +211,8 @@ def definitions() -> dict[str, str]:
         "interval_excludes_best_baseline": "the model's own interval lies on the better side of the baseline's mean",
         "beats_baselines": "every primary metric beats its best baseline by the paired difference; a mode that is "
         "given actions must also get worse with the actions of another episode",
+        "closed_loop": "the model must succeed more often than every other policy from the same starts (exact McNemar "
+        "test, 5 %)",
         "cycle": "actions -> imagined video -> recovered actions, against the actions it began with",
     }
 

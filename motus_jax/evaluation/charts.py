@@ -9,6 +9,10 @@ SERIES_COLOURS = 6
 """Colours `--series-0` .. of the page's style sheet."""
 
 
+# Curves with at most this many points show each of them.
+FEW_POINTS = 12
+
+
 class Bar(NamedTuple):
     """One row of an interval chart: a value with its interval (None where it does not exist)."""
 
@@ -79,6 +83,9 @@ def line_chart(
         colour = f"var(--series-{index % SERIES_COLOURS})"
         path = " ".join(f"{place_x(x):.1f},{place_y(y):.1f}" for x, y in points)
         parts.append(f'<polyline class="curve" style="stroke:{colour}" points="{path}"/>')
+        if len(points) <= FEW_POINTS:
+            dots = (f'<circle cx="{place_x(x):.1f}" cy="{place_y(y):.1f}" r="3.5"/>' for x, y in points)
+            parts.append(f'<g style="fill:{colour}">{"".join(dots)}</g>')
         last = 10 ** points[-1][1] if log else points[-1][1]
         legend.append(f'<span><i style="background:{colour}"></i>{html.escape(name)} <b>{number(last)}</b></span>')
     parts.append(f'<text class="tick" x="{right}" y="{bottom + 30}" text-anchor="end">{html.escape(x_label)}</text>')

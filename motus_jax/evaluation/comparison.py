@@ -29,7 +29,7 @@ class MetricSpec:
 
 VIDEO_METRICS = {
     "psnr": MetricSpec("dB", "higher", True, "peak signal-to-noise ratio over all future frames"),
-    "moving_psnr": MetricSpec("dB", "higher", True, "the same over pixels that move in the real video"),
+    "moving_psnr": MetricSpec("dB", "higher", True, "PSNR over pixels that move in the real video"),
     "ssim": MetricSpec("", "higher", False, "structural similarity, 11 x 11 Gaussian windows"),
 }
 ACTION_METRICS = {

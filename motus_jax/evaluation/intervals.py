@@ -55,7 +55,9 @@ def wilson_interval(successes: int, trials: int) -> Estimate:
     rate = successes / trials
     centre = (rate + z**2 / (2 * trials)) / (1 + z**2 / trials)
     half = z * np.sqrt(rate * (1 - rate) / trials + z**2 / (4 * trials**2)) / (1 + z**2 / trials)
-    return Estimate(rate, float(max(centre - half, 0.0)), float(min(centre + half, 1.0)))
+    # At 0 and 1 both ends are exact; rounding would leave 1e-17.
+    low, high = (0.0 if successes == 0 else centre - half), (1.0 if successes == trials else centre + half)
+    return Estimate(rate, float(low), float(high))
 
 
 def _sum_by_episode(

@@ -300,21 +300,20 @@ def _cycle_section(cycle: Mapping[str, Any], examples: Examples) -> str:
 
 
 def _closed_loop_section(closed_loop: Mapping[str, Any]) -> str:
-    rows = [
-        [
-            page.escape(_words(name)),
-            f"{100 * entry['value']:.0f} %",
-            _percent(entry),
-            f"{entry['successes']} of {entry['episodes']}",
-        ]
-        for name, entry in closed_loop["policies"].items()
-    ]
-    text = "<p>The model acts in the simulator from starts it has never seen, replanning after every chunk.</p>"
-    return page.section(
-        "closed_loop",
-        "Closed loop",
-        text + page.table(["Policy", "Success", "95 % interval (Wilson)", "Episodes"], rows),
+    tasks = closed_loop["tasks"]
+    rows = []
+    for name, entry in closed_loop["policies"].items():
+        rate = f"<b>{100 * entry['value']:.0f} %</b><small>{_percent(entry)}</small>"
+        own = [entry["tasks"].get(task) for task in tasks]
+        by_task = ["–" if one is None else f"{one['successes']} of {one['episodes']}" for one in own]
+        rows.append([page.escape(_words(name)), rate, f"{100 * entry['reward']:.0f} %", *by_task])
+    text = (
+        "<p>The model acts in the simulator from starts it has never seen; it looks and plans anew after half of every "
+        "chunk. Small print is the 95 % Wilson interval. Progress is the mean share of a task's stages that were "
+        "reached. All policies have the same starts.</p>"
     )
+    table = page.table(["Policy", "Success", "Progress", *map(_words, tasks)], rows)
+    return page.section("closed_loop", "Closed loop", text + table, closed_loop["beats_baselines"])
 
 
 def _curves(workdir: Path) -> str:
@@ -322,7 +321,7 @@ def _curves(workdir: Path) -> str:
 
     def series(rows: Sequence[Mapping[str, Any]], names: Mapping[str, str]) -> dict[str, list[tuple[float, float]]]:
         return {
-            title: [(row["step"], row[key]) for row in rows if isinstance(row.get(key), int | float)]
+            title: sorted({row["step"]: row[key] for row in rows if isinstance(row.get(key), int | float)}.items())
             for key, title in names.items()
         }
 
@@ -330,6 +329,7 @@ def _curves(workdir: Path) -> str:
         keys = sorted({key for row in curve for key in row if key.startswith(f"loss/{stream}/tau_")})
         return {key: _band(key) for key in keys}
 
+    parts = {key: key.split("/")[1] for row in curve[:1] for key in row if key.startswith("grad_norm/")}
     shown = [
         charts.line_chart("Training loss", series(curve, {"loss/video": "video", "loss/action": "action"}), log=True),
         charts.line_chart(
@@ -338,7 +338,8 @@ def _curves(workdir: Path) -> str:
         charts.line_chart("Video loss by noise level", series(curve, bands("video")), log=True),
         charts.line_chart("Action loss by noise level", series(curve, bands("action")), log=True),
         charts.line_chart("Examples per second", series(timing, {"examples_per_second": "examples/s"})),
-        charts.line_chart("Learning rate", series(curve, {"learning_rate": "peak group"})),
+        charts.line_chart("Gradient norm by part", series(curve, parts), log=True),
+        charts.line_chart("Learning rate", series(curve, {"lr": "learning rate"})),
     ]
     text = '<p class="soft">The numbers beside the names are the last values.</p>'
     return page.section("training", "Training", f'{text}<div class="grid two">{"".join(shown)}</div>')

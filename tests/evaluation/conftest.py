@@ -22,6 +22,7 @@ def evaluated(tmp_path_factory):
     evaluator = Evaluator(
         synthetic.oracle, held_out, memory, synthetic.units(), 16, say=lambda _: None, keep=np.array([0, 9, 30])
     )
+    rate = {"value": 0.8, "interval": [0.49, 0.943], "successes": 8, "episodes": 10, "reward": 0.9}
     found = {
         "format": results.FORMAT,
         "facts": {
@@ -33,6 +34,10 @@ def evaluated(tmp_path_factory):
         "seconds": 1.0,
         "modes": {mode: evaluator.run(mode) for mode in MODES},
         "cycle": evaluator.cycle(),
+        "closed_loop": {
+            "beats_baselines": True, "seconds": 1.0, "tasks": ["push"],
+            "policies": {"this_model": {**rate, "tasks": {"push": rate}}},
+        },
     }  # fmt: skip
     results.write_metrics(workdir / results.METRICS_FILE, found)
     evaluate.keep_examples(evaluator, synthetic.contract(), {}, workdir / results.EXAMPLES_FILE)
@@ -45,7 +50,7 @@ def write_curves(workdir):
     rng = np.random.default_rng(0)
     with (workdir / "metrics.jsonl").open("w") as file:
         for step in range(10, 301, 10):
-            row = {"step": step, "loss/video": 1 / step, "loss/action": 2 / step, "learning_rate": 1e-3}
+            row = {"step": step, "loss/video": 1 / step, "loss/action": 2 / step, "lr": 1e-3}
             row |= {
                 f"loss/{name}/tau_{k}of4": (k + 1 + rng.random()) / step
                 for name in ("video", "action")

@@ -55,6 +55,14 @@ def test_a_model_that_stays_where_it_is_beats_nobody(acting, contract):
     assert said[0] == "closed loop, this_model: 2/2 episodes"
 
 
+@pytest.mark.parametrize(("successes", "better"), [(0, False), (3, False), (5, False), (6, True), (50, True)])
+def test_success_must_not_be_luck(acting, successes, better):
+    """Against a policy that never succeeds: 2 * 0.5^5 = 0.0625 could be luck, 2 * 0.5^6 = 0.031 not."""
+    own = np.arange(50) < successes
+    assert acting.succeeds_more(own, np.zeros(50, bool)) == better
+    assert not acting.succeeds_more(np.zeros(50, bool), own)
+
+
 def test_tasks_are_found_by_their_instructions(acting, contract):
     from motus_jax.robots import tasks
     from motus_jax.sampling.observation import instruction_tokens

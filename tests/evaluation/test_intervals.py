@@ -41,5 +41,6 @@ def test_one_episode_has_no_interval():
 def test_wilson_interval_of_known_case():
     """8 of 10: 0.4902 to 0.9433 (Wilson score without continuity correction)."""
     assert wilson_interval(8, 10) == pytest.approx((0.8, 0.4902, 0.9433), abs=1e-4)
-    assert wilson_interval(0, 50).low == pytest.approx(0.0, abs=1e-12)
+    assert wilson_interval(0, 50).low == 0.0
+    assert wilson_interval(50, 50).high == 1.0
     assert wilson_interval(0, 50).high == pytest.approx(0.0713, abs=1e-3)

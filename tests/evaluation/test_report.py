@@ -48,7 +48,7 @@ def test_page_is_whole_and_refers_to_nothing_outside(written):
     text = written.read_text()
     page = Page(text)
     assert page.open == []
-    assert set(MODES) | {"overview", "cycle", "training", "facts"} <= page.ids
+    assert set(MODES) | {"overview", "cycle", "closed_loop", "training", "facts"} <= page.ids
     assert all(link.removeprefix("#") in page.ids for link in page.links)
     assert len(page.sources) > 5
     assert all((written.parent / source).is_file() for source in page.sources)
@@ -61,6 +61,7 @@ def test_page_shows_the_numbers(written):
     assert text.count("<video") == 3 * len(MODES)
     assert "shoulder [rad]" in text
     assert "gripper [open fraction]" in text
+    assert "80 %</b><small>49 % to 94 %" in text
     # The clock of the run: 190 s until the restart, then 150 s.
     assert "5 min 40 s" in text
 
