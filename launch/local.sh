@@ -1,0 +1,73 @@
+#!/usr/bin/env bash
+# From a fresh machine to a trained, sampled and evaluated model with a page that shows it.
+set -euo pipefail
+
+usage() {
+  cat <<'END'
+Trains an experiment, samples each mode, evaluates it and writes a report, all into runs/NAME.
+
+  launch/local.sh experiments/demo.py
+  launch/local.sh experiments/debug.py --config.steps=20 --config.platform=cpu
+
+  launch/local.sh EXPERIMENT.py [--config.key=value ...]
+
+NAME is the experiment's file name. The first run makes .venv and installs the package. Run the same command again to
+go on where it stopped; when everything is done it says so. Set PYTHON to choose the interpreter of a new .venv.
+END
+}
+
+case "${1:-}" in
+  -h | --help) usage; exit 0 ;;
+  "" | -*) usage >&2; exit 2 ;;
+esac
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+experiment=$1
+shift
+for place in "$PWD/$experiment" "$root/$experiment" "$experiment"; do
+  if [ -f "$place" ]; then file=$place; break; fi
+done
+if [ -z "${file:-}" ]; then
+  echo "error: expected an experiment file, e.g. experiments/demo.py; found no $experiment" >&2
+  exit 2
+fi
+
+cd "$root"
+source launch/environment.sh
+install
+python=.venv/bin/python
+run=runs/$(basename "$file" .py)
+say() { printf '\n== %s\n' "$*"; }
+
+summary() {
+  "$python" - "$run" <<'END'
+import json, pathlib, sys
+from motus_jax.evaluate import summary
+print(summary(json.loads((pathlib.Path(sys.argv[1]) / "metrics.json").read_text())))
+END
+  echo
+  echo "report: $root/$run/report/index.html"
+}
+
+say "Train into $run"
+"$python" -m motus_jax.train --config="$file" --workdir="$run" "$@"
+
+step=$(find "$run/checkpoints" -maxdepth 1 -name '[0-9]*' -exec basename {} \; | sort -n | tail -n 1)
+if [ -f "$run/report/index.html" ] && [ "$(cat "$run/reported_step" 2>/dev/null)" = "$step" ]; then
+  say "Done before: step $step is sampled, evaluated and reported"
+  summary
+  exit 0
+fi
+
+say "Sample"
+for mode in $("$python" -c 'from motus_jax.modes import MODES; print(*MODES)'); do
+  "$python" -m motus_jax.sample --workdir="$run" --mode="$mode" --episode=0 --frame=5 --out="$run/samples"
+done
+
+say "Evaluate"
+"$python" -m motus_jax.evaluate --workdir="$run"
+
+say "Report"
+"$python" -m motus_jax.evaluation.report --workdir="$run"
+echo "$step" > "$run/reported_step"
+say "Done"
+summary

@@ -1,0 +1,27 @@
+#!/usr/bin/env bash
+# From a fresh machine to a tested repository: makes .venv, installs the test extra, checks the style, runs the tests.
+set -euo pipefail
+
+usage() {
+  cat <<'END'
+Checks the style and runs the tests.
+
+  launch/test.sh                        the fast suite, on two processes
+  launch/test.sh tests/test_modes.py    pytest's arguments, passed on
+  launch/test.sh -m heavy               minutes of compute
+  launch/test.sh -m simulator           needs the simulator extra (README)
+
+The first run makes .venv and installs the package. Set PYTHON to choose the interpreter of a new .venv.
+END
+}
+
+case "${1:-}" in
+  -h | --help) usage; exit 0 ;;
+esac
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+source launch/environment.sh
+install test
+.venv/bin/ruff check .
+# Tests of a module share what they compile, so a module stays on one process.
+if [ $# -eq 0 ]; then set -- -n 2 --dist loadscope; fi
+exec .venv/bin/python -m pytest "$@"
