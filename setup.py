@@ -1,4 +1,4 @@
-"""Package metadata. `pip install -e .` installs what training and sampling need; extras: `test`, `simulator`, `benchmark`."""
+"""Package metadata: `pip install -e .` for training and sampling; extras `test`, `simulator`, `benchmark`."""
 
 from setuptools import find_packages, setup
 
@@ -28,7 +28,7 @@ BASE = [
 EXTRAS = {
     "test": ["pytest>=8", "pytest-xdist>=3.6", "ruff>=0.9"],
     # gym-aloha and metaworld pin older simulators than they need; install both with --no-deps (README, "Simulator").
-    "simulator": ["mujoco==3.8.1", "gymnasium>=1.0", "packaging"],
+    "simulator": ["mujoco==3.8.1", "gymnasium>=1.0", "packaging", "imageio"],
     "benchmark": ["torch>=2.6"],
 }
 

@@ -55,4 +55,4 @@ def _one_line(error: Exception) -> str:
 
 def define_config() -> flags.FlagHolder:
     """Defines `--config=FILE.py` with `--config.key=value` overrides; unknown keys are refused."""
-    return config_flags.DEFINE_config_file("config", None, "experiment file, e.g. experiments/demo.py", lock_config=True)
+    return config_flags.DEFINE_config_file("config", None, "experiment file, as experiments/demo.py", lock_config=True)

@@ -60,7 +60,7 @@ TRAINABLE = (*MODES, UNIFIED)
 
 
 class Draw(dict):
-    """Per-example noise levels and loss masks: `tau_video`, `tau_action` float32 [B]; `video_loss`, `action_loss` bool [B]."""
+    """Noise levels `tau_video`, `tau_action` float32 [B] and loss masks `video_loss`, `action_loss` bool [B]."""
 
 
 def get_mode(name: str) -> Mode:
@@ -105,7 +105,7 @@ def _parse(text: str) -> dict[str, float]:
         try:
             weights[name.strip()] = float(weight)
         except ValueError:
-            raise UserError(f"config.mode: expected NAME:WEIGHT,... as in vla:2,world_model:1; found {part!r}") from None
+            raise UserError(f"config.mode: expected NAME:WEIGHT,... as in vla:2,video:1; found {part!r}") from None
     return weights
 
 
@@ -116,7 +116,7 @@ def weights(mode: str | Mapping[str, float]) -> Float[np.ndarray, " 6"]:
 
 
 def pin(role: Role | Int[Array, " B"], tau: Float[Array, " B"]) -> Float[Array, " B"]:
-    """The noise level a modality is fed: `tau` where it is denoised, 0 where it is given, 1 where it is left as noise."""
+    """The noise level a modality is fed: `tau` where it is denoised, 0 where given, 1 where it is left as noise."""
     return jnp.where(role == Role.DENOISED, tau, jnp.where(role == Role.GIVEN, 0.0, 1.0))
 
 

@@ -65,7 +65,8 @@ def main(argv: Sequence[str]) -> None:
     sample = make_sampler(System(loaded.config), arguments.mode, sampling_config(loaded, arguments))
     batch = {name: np.asarray(value)[None] for name, value in example.items()}
     result = sample(loaded.params, loaded.frozen, batch, jax.random.key(arguments.seed))
-    arrays = in_robot_units(dataset, contract, (episode, arguments.frame), {k: np.asarray(v[0]) for k, v in result.items()})
+    first = {name: np.asarray(value[0]) for name, value in result.items()}
+    arrays = in_robot_units(dataset, contract, (episode, arguments.frame), first)
     arguments.out.mkdir(parents=True, exist_ok=True)
     stem = f"{arguments.mode}_{arguments.split}_episode{arguments.episode}_frame{arguments.frame}"
     for path in write(arguments.out / stem, arrays | {"real_video": example["frames"]}, contract):

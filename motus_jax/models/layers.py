@@ -19,6 +19,8 @@ XAVIER = nn.initializers.xavier_uniform()
 SMALL = nn.initializers.normal(0.02)
 ZEROS = nn.initializers.zeros_init()
 ROPE_BASE = 10_000.0
+MASKED = -1e30
+"""Added to the scores of padded keys."""
 
 
 class Dense(nn.Module):
@@ -179,6 +181,58 @@ def attention(
     v: Float[Array, "B M N K"],
     key_mask: Bool[Array, "B M"] | None = None,
 ) -> Float[Array, "B S N K"]:
-    """Softmax attention with scale 1/sqrt(K); keys where `key_mask` is False are padding and get no weight."""
-    mask = None if key_mask is None else key_mask[:, None, None, :]
-    return jax.nn.dot_product_attention(q, k, v, mask=mask)
+    """Softmax attention with scale 1/sqrt(K); keys where `key_mask` is False are padding and get no weight.
+
+    The backward pass finds queries, keys, values, the result and one number a row, and recomputes the probabilities
+    (Dao et al. 2022, "FlashAttention", algorithm 4), so that no [S, M] array outlives its use. The result and the row's
+    number are named `attention` for rematerialisation policies.
+    """
+    heads_first = (x.transpose(0, 2, 1, 3) for x in (q, k, v))
+    bias = None if key_mask is None else jnp.where(key_mask, 0.0, MASKED)[:, None, None]
+    return _attention(*heads_first, bias).transpose(0, 2, 1, 3)
+
+
+@jax.custom_vjp
+def _attention(q: Array, k: Array, v: Array, bias: Array | None) -> Array:
+    """On [B, N, S, K] with a float32 bias [B, 1, 1, M] on the scores, which gets no gradient."""
+    return _attention_forward(q, k, v, bias)[0]
+
+
+def _attention_forward(q: Array, k: Array, v: Array, bias: Array | None) -> tuple[Array, tuple]:
+    scores = _scores(q, k, bias)
+    top = jnp.max(scores, -1, keepdims=True)
+    weights = jnp.exp(scores - top)
+    total = jnp.sum(weights, -1, keepdims=True)
+    # Dividing the result instead of the weights saves a pass over [S, M].
+    out = checkpoint_name((_product(weights.astype(v.dtype), v) / total).astype(v.dtype), "attention")
+    log_total = checkpoint_name(top + jnp.log(total), "attention")
+    return out, (q, k, v, bias, out, log_total)
+
+
+def _attention_backward(residuals: tuple, g: Array) -> tuple[Array, Array, Array, None]:
+    # Every product has the [S, M] array untransposed: only [S, K] arrays change their layout.
+    q, k, v, bias, out, log_total = residuals
+    scale = q.shape[-1] ** -0.5
+    weights = jnp.exp(_scores(q, k, bias) - log_total)
+    slope = jnp.sum(g.astype(jnp.float32) * out, -1, keepdims=True)
+    d_scores = (weights * (_product(g, _turned(v)) - slope)).astype(q.dtype)
+    d_q = _product(d_scores, k) * scale
+    d_k = _turned(_product(_turned(q), d_scores)) * scale
+    d_v = _turned(_product(_turned(g), weights.astype(g.dtype)))
+    return d_q.astype(q.dtype), d_k.astype(k.dtype), d_v.astype(v.dtype), None
+
+
+_attention.defvjp(_attention_forward, _attention_backward)
+
+
+def _scores(q: Array, k: Array, bias: Array | None) -> Float[Array, "B N S M"]:
+    scores = _product(q * q.shape[-1] ** -0.5, _turned(k))
+    return scores if bias is None else scores + bias
+
+
+def _product(a: Array, b: Array) -> Array:
+    return jnp.matmul(a, b, preferred_element_type=jnp.float32)
+
+
+def _turned(x: Array) -> Array:
+    return x.swapaxes(-1, -2)

@@ -4,7 +4,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from motus_jax.models.layers import Dense, Dtype, RMSNorm, checkpoint_name
+from motus_jax.models.layers import Dense, Dtype, RMSNorm
 
 
 class NarrowAttention(nn.Module):
@@ -31,4 +31,4 @@ class NarrowAttention(nn.Module):
         return self.norm_q(q).reshape(heads), self.norm_k(k).reshape(heads), v.reshape(heads)
 
     def output(self, x: Float[Array, "B S N K"]) -> Float[Array, "B S D"]:
-        return checkpoint_name(self.o(x.reshape(*x.shape[:-2], -1)), "attention")
+        return self.o(x.reshape(*x.shape[:-2], -1))

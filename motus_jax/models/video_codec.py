@@ -30,7 +30,7 @@ class VideoCodecConfig:
 
 
 class VideoCodec:
-    """Encode and decode as pure functions of a parameter dict: `picture` and `motion`, each with `basis`, `mean`, `scale`."""
+    """Encode and decode as pure functions of a dict: `picture` and `motion`, each with `basis`, `mean`, `scale`."""
 
     def __init__(self, config: VideoCodecConfig) -> None:
         self.config = config
@@ -44,7 +44,8 @@ class VideoCodec:
         c = self.config
         if (frames - 1) % c.group or height % c.patch or width % c.patch:
             raise UserError(
-                f"clip of {frames} frames {height}x{width}: the codec takes 1 + {c.group}k frames and sides divisible by {c.patch}"
+                f"clip of {frames} frames {height}x{width}: the codec takes 1 + {c.group}k frames and sides "
+                f"divisible by {c.patch}"
             )
         return 1 + (frames - 1) // c.group, height // c.patch, width // c.patch, c.channels
 

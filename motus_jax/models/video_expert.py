@@ -19,7 +19,6 @@ from motus_jax.models.layers import (
     RMSNorm,
     apply_rope,
     attention,
-    checkpoint_name,
     gate,
     layer_norm,
     modulate,
@@ -115,7 +114,7 @@ class VideoBlock(nn.Module):
     def after_attention(self, x: Array, out: Float[Array, "B S N K"], time: Array) -> Float[Array, "B S D"]:
         """Output projection and gated residual of the joint attention."""
         m = self.modulation + time
-        return x + gate(checkpoint_name(self.self_attention.output(out), "attention"), m[:, :, 2])
+        return x + gate(self.self_attention.output(out), m[:, :, 2])
 
     def text_keys_values(self, text: Float[Array, "B M D"]) -> tuple[Array, Array]:
         return self.cross_attention.keys_values(text)

@@ -108,7 +108,7 @@ class Golden:
         config = model_config(self.sidecar, form)
         buffer = tensors.pop(names.POSITION_BUFFER, None)
         if buffer is not None and np.abs(buffer - names.position_buffer(config, self.chunk)).max() > FORWARD_LIMIT:
-            raise UserError(f"{names.POSITION_BUFFER} in {self.folder} is not the sin-cos table that the model computes")
+            raise UserError(f"{names.POSITION_BUFFER} in {self.folder} is not the table that the model computes")
         tree = to_tree(tensors, names.rules(config), config.depth)
         return config, jax.tree.map(jnp.asarray, tree)
 
@@ -134,7 +134,7 @@ def verify(folder: pathlib.Path, config_file: pathlib.Path) -> dict[str, list[De
     """
     for path in (config_file, folder / "params.safetensors", folder / "inputs.safetensors"):
         if not path.exists():
-            raise UserError(f"golden file {path} does not exist; --golden=DIR holds the tensors, --config=FILE the sidecar")
+            raise UserError(f"golden file {path} does not exist; --golden is the folder, --config the sidecar")
     missing = _listed(folder) - {path.name for path in folder.iterdir()}
     if missing:
         raise UserError(f"golden file {min(missing)} is listed in {folder / 'manifest.json'} but does not exist")
@@ -248,7 +248,9 @@ def _train_step(golden: Golden, tensors: Tensors) -> Iterator[tuple[str, np.ndar
         yield from _one_step(golden, form, (video, actions), (target, noise[1] - clean[1]), tau, times)
 
 
-def _one_step(golden: Golden, form: str, noisy: tuple, target: tuple, tau: dict, times: dict) -> Iterator[tuple[str, np.ndarray]]:
+def _one_step(
+    golden: Golden, form: str, noisy: tuple, target: tuple, tau: dict, times: dict
+) -> Iterator[tuple[str, np.ndarray]]:
     config, params = golden.load(form)
     weights = golden.sidecar["loss_weights"]
 
@@ -312,7 +314,8 @@ def _aux(golden: Golden, tensors: Tensors) -> Iterator[tuple[str, np.ndarray]]:
     yield "sinusoid.embedding_256", layers.timestep_embedding(jnp.asarray(tensors["sinusoid.t"]), 256)
     for form in ("finetune", "pretrain"):
         if f"action.pos_embedding_{form}" in tensors:
-            yield f"action.pos_embedding_{form}", names.position_buffer(model_config(golden.sidecar, form), golden.chunk)
+            config = model_config(golden.sidecar, form)
+            yield f"action.pos_embedding_{form}", names.position_buffer(config, golden.chunk)
 
 
 def _scheduler(golden: Golden, tensors: Tensors) -> Iterator[tuple[str, np.ndarray]]:

@@ -19,7 +19,7 @@ def rules(config: MotusConfig) -> list[Rule]:
 
 
 def position_buffer(config: MotusConfig, chunk: int) -> np.ndarray:
-    """The public buffer [1, rows, D]: T rows in the action-only form, else T + 2 + registers, of which one is unused."""
+    """The public buffer [1, rows, D]: T rows in the action-only form, else T + 2 + registers, the last unused."""
     rows = chunk + 2 + config.action.registers if config.action.with_state else chunk
     return position_table(rows, config.action.width)[None]
 
@@ -47,9 +47,9 @@ def _time(source: str, path: str, width: int, frequencies: int) -> list[Rule]:
 
 def _video(config: MotusConfig) -> list[Rule]:
     c, w = config.video, config.video.width
-    patch = int(np.prod(c.patch)) * c.latent_channels
+    patch, kernel = int(np.prod(c.patch)) * c.latent_channels, (w, c.latent_channels, *c.patch)
     return [
-        Rule(f"{_WAN}patch_embedding.weight", "video/patch_embedding/kernel", "patch", (w, c.latent_channels, *c.patch)),
+        Rule(f"{_WAN}patch_embedding.weight", "video/patch_embedding/kernel", "patch", kernel),
         Rule(f"{_WAN}patch_embedding.bias", "video/patch_embedding/bias", "same", (w,)),
         *_mlp(f"{_WAN}text_embedding", "video/text_embedding", [c.text_width, w, w], [0, 2]),
         *_time(_WAN, "video", w, c.frequencies),

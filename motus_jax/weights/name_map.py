@@ -114,7 +114,8 @@ def flatten(tree: Tree, prefix: str = "") -> dict[str, Array]:
 def _refuse_differences(expected: set[str], found: set[str]) -> None:
     for word, names in (("missing", expected - found), ("not expected", found - expected)):
         if names:
-            raise UserError(f"{len(names)} tensors {word}, the first of them {min(names)!r}; expected {len(expected)} names")
+            first = min(names)
+            raise UserError(f"{len(names)} tensors {word}, the first of them {first!r}; expected {len(expected)} names")
 
 
 def _checked(name: str, tensor: Array, rule: Rule) -> Array:

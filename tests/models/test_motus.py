@@ -54,7 +54,7 @@ def test_parameter_counts_of_the_public_layout():
 
 
 def test_padding_changes_nothing(setup):
-    config, inputs, params, apply = setup
+    _, inputs, params, apply = setup
     out = apply({"params": params}, **inputs)
 
     def pad(x):
@@ -95,9 +95,9 @@ def test_remat_and_unroll_change_no_gradient(setup, change):
 
 def test_every_parameter_but_the_dead_ones_has_a_gradient(setup):
     config, inputs, params, _ = setup
-    dead = [path for path, g in flatten(_gradients(config, inputs, params)).items() if not np.abs(g).max(axis=None) > 0]
-    assert dead == []
-    last = flatten(_gradients(config, inputs, params)["layers"]["understanding"])
+    gradients = _gradients(config, inputs, params)
+    assert [path for path, g in flatten(gradients).items() if not np.abs(g).max() > 0] == []
+    last = flatten(gradients["layers"]["understanding"])
     for path in ("attention/o/kernel", "ffn/dense_0/kernel", "ffn/dense_1/bias"):
         assert np.abs(last[path][-1]).max() == 0, "nothing reads the understanding stream after the last layer"
 
