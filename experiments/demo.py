@@ -11,7 +11,7 @@ def get_config() -> ml_collections.ConfigDict:
     config = ml_collections.ConfigDict()
     config.seed = 0
     config.platform = ""  # cpu, gpu, tpu, or empty: JAX chooses
-    config.steps = 2000
+    config.steps = 2200
     config.batch_size = 16
     # One of the five modes, `unified`, or weights over them.
     config.mode = "joint:1,vla:1,world_model:1,inverse_dynamics:1,video:1"
@@ -21,8 +21,8 @@ def get_config() -> ml_collections.ConfigDict:
         "image_size": (112, 96),  # height, width of the tiled picture
         "action_hz": 10.0,
         "video_hz": 5.0,
-        "chunk": 16,
-        "video_frames": 8,
+        "chunk": 8,
+        "video_frames": 4,
         "action_space": "delta",
         "normalisation": "meanstd",
         "action_dim": 14,
@@ -35,26 +35,30 @@ def get_config() -> ml_collections.ConfigDict:
     })
     config.model = ml_collections.ConfigDict({
         "variant": "demo",
-        "overrides": {},
-        "prediction": {"video": "velocity", "action": "velocity"},
+        "overrides": {"depth": 4, "remat": "products", "video": {"locality": 6.0}},
+        # What the network itself outputs; the sampler always integrates the velocity that follows from it.
+        "prediction": {"video": "clean", "action": "clean"},
         "text_encoder": {"heads": 4, "head_dim": 16, "mlp": 128, "depth": 1},
         "vlm": {"heads": 4, "mlp": 256, "depth": 2},
         "video_codec": {"patch": 8, "group": 4, "whitening": 0.5},
     })
     config.noise = ml_collections.ConfigDict({
-        "video": {"schedule": "shift", "parameter": 2.0},
-        "action": {"schedule": "shift", "parameter": 2.0},
+        "video": {"schedule": "shift", "parameter": 6.0},
+        "action": {"schedule": "shift", "parameter": 4.0},
         "endpoint_probability": 0.02,
     })
-    config.loss = ml_collections.ConfigDict({"video": 1.0, "action": 1.0, "video_average": "future", "weighting": "velocity"})
+    # `weighting` clean: squared error of the clean data, in which no noise level outweighs the others.
+    config.loss = ml_collections.ConfigDict(
+        {"video": 1.0, "action": 1.0, "video_average": "future", "weighting": "clean"}
+    )
     config.optimizer = ml_collections.ConfigDict({
-        "name": "adamw",
+        "name": "muon",
         "b1": 0.9,
         "b2": 0.95,
         "eps": 1e-8,
         "clip": 1.0,
-        "schedule": {"name": "warmup_cosine", "peak": 2e-3, "warmup": 100, "end": 2e-5},
-        "lr_multipliers": ((".*", 1.0),),
+        "schedule": {"name": "warmup_cosine", "peak": 3e-3, "warmup": 50, "end": 3e-5},
+        "lr_multipliers": (("motus/layers/.*kernel", 7.0), (".*", 1.0)),
         "weight_decay": ((".*(bias|scale|modulation|registers|position.*|embedding)$", 0.0), (".*", 0.01)),
         "frozen": (),
         "ema": 0.995,
@@ -62,7 +66,7 @@ def get_config() -> ml_collections.ConfigDict:
     })
     config.mesh = ml_collections.ConfigDict({"replica": 1, "fsdp": -1, "tensor": 1})
     config.sampling = ml_collections.ConfigDict(
-        {"video_steps": 4, "action_steps": 4, "solver": "euler", "grid_shift": 1.0}
+        {"video_steps": 2, "action_steps": 4, "solver": "euler", "grid_shift": 5.0}
     )
     config.checkpoint = ml_collections.ConfigDict({"every": 500, "keep": 2})
     config.log_every = 20

@@ -8,7 +8,10 @@ from motus_jax.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class VideoExpertConfig:
-    """Wan2.2 DiT (`wan_ti2v_5B.py`). Width = heads x head_dim."""
+    """Wan2.2 DiT (`wan_ti2v_5B.py`). Width = heads x head_dim.
+
+    `locality` is the strength of `layers.locality_bias` at initialisation, for training from scratch; Wan has 0.
+    """
 
     heads: int
     head_dim: int
@@ -18,6 +21,7 @@ class VideoExpertConfig:
     frequencies: int = 256
     patch: tuple[int, int, int] = (1, 2, 2)
     eps: float = 1e-6
+    locality: float = 0.0
 
     @property
     def width(self) -> int:
@@ -118,7 +122,7 @@ def _replace(config: object, overrides: Mapping[str, object]) -> object:
     for name, value in overrides.items():
         if name not in names:
             raise UserError(f"unknown model field {name!r}: {type(config).__name__} has {', '.join(names)}")
-        if isinstance(value, Mapping):
+        if hasattr(value, "items"):  # a mapping; ConfigDict does not register as one
             value = _replace(getattr(config, name), value)
         config = dataclasses.replace(config, **{name: value})
     return config

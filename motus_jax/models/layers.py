@@ -33,13 +33,14 @@ class Dense(nn.Module):
     dtype: Dtype
     use_bias: bool = True
     kernel_init: Initializer = XAVIER
+    bias_init: Initializer = ZEROS
 
     @nn.compact
     def __call__(self, x: Float[Array, "*batch in"]) -> Float[Array, "*batch out"]:
         kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features))
         y = x.reshape(-1, x.shape[-1]).astype(self.dtype) @ kernel.astype(self.dtype)
         if self.use_bias:
-            y = y + self.param("bias", ZEROS, (self.features,)).astype(self.dtype)
+            y = y + self.param("bias", self.bias_init, (self.features,)).astype(self.dtype)
         return y.reshape(*x.shape[:-1], self.features)
 
 
@@ -166,6 +167,18 @@ def rope_table(grid: tuple[int, int, int], head_dim: int) -> tuple[np.ndarray, n
     return np.cos(angle).astype(np.float32), np.sin(angle).astype(np.float32)
 
 
+def locality_bias(heads: int, head_dim: int, strength: float) -> Float[np.ndarray, " N*K"]:
+    """A bias for both q and k that makes half of the heads look near their own place at the start of training.
+
+    It is `strength` on the cosine part of the fastest rotary pair of height and of width and 0 elsewhere: rotated, it
+    adds the cosines of the distances in rows and in columns to the logits, in every frame alike.
+    """
+    frame, height, _ = rope_axis_dims(head_dim)
+    bias = np.zeros((heads, head_dim), np.float32)
+    bias[: heads // 2, [frame, frame + height]] = strength
+    return bias.reshape(-1)
+
+
 def apply_rope(x: Float[Array, "B S N K"], cos: Float[Array, "S K/2"], sin: Float[Array, "S K/2"]) -> Array:
     """Rotates adjacent pairs (2i, 2i+1) in float32."""
     pairs = x.astype(jnp.float32).reshape(*x.shape[:-1], -1, 2)
@@ -187,14 +200,13 @@ def attention(
     (Dao et al. 2022, "FlashAttention", algorithm 4), so that no [S, M] array outlives its use. The result and the row's
     number are named `attention` for rematerialisation policies.
     """
-    heads_first = (x.transpose(0, 2, 1, 3) for x in (q, k, v))
     bias = None if key_mask is None else jnp.where(key_mask, 0.0, MASKED)[:, None, None]
-    return _attention(*heads_first, bias).transpose(0, 2, 1, 3)
+    return _attention(q, k, v, bias)
 
 
 @jax.custom_vjp
 def _attention(q: Array, k: Array, v: Array, bias: Array | None) -> Array:
-    """On [B, N, S, K] with a float32 bias [B, 1, 1, M] on the scores, which gets no gradient."""
+    """`attention` with a float32 bias [B, 1, 1, M] on the scores, which gets no gradient."""
     return _attention_forward(q, k, v, bias)[0]
 
 
@@ -204,21 +216,21 @@ def _attention_forward(q: Array, k: Array, v: Array, bias: Array | None) -> tupl
     weights = jnp.exp(scores - top)
     total = jnp.sum(weights, -1, keepdims=True)
     # Dividing the result instead of the weights saves a pass over [S, M].
-    out = checkpoint_name((_product(weights.astype(v.dtype), v) / total).astype(v.dtype), "attention")
-    log_total = checkpoint_name(top + jnp.log(total), "attention")
+    out = (_product(weights.astype(v.dtype), _rows(v)) / total).astype(v.dtype).transpose(0, 2, 1, 3)
+    out, log_total = (checkpoint_name(x, "attention") for x in (out, top + jnp.log(total)))
     return out, (q, k, v, bias, out, log_total)
 
 
 def _attention_backward(residuals: tuple, g: Array) -> tuple[Array, Array, Array, None]:
-    # Every product has the [S, M] array untransposed: only [S, K] arrays change their layout.
+    # Every product takes the [S, M] array as it lies: only the small arrays are turned.
     q, k, v, bias, out, log_total = residuals
     scale = q.shape[-1] ** -0.5
     weights = jnp.exp(_scores(q, k, bias) - log_total)
-    slope = jnp.sum(g.astype(jnp.float32) * out, -1, keepdims=True)
-    d_scores = (weights * (_product(g, _turned(v)) - slope)).astype(q.dtype)
-    d_q = _product(d_scores, k) * scale
-    d_k = _turned(_product(_turned(q), d_scores)) * scale
-    d_v = _turned(_product(_turned(g), weights.astype(g.dtype)))
+    slope = jnp.sum(g.astype(jnp.float32) * out, -1).transpose(0, 2, 1)[..., None]
+    d_scores = (weights * (_product(_rows(g), _columns(v)) - slope)).astype(q.dtype)
+    d_q = _product(d_scores, _rows(k)).transpose(0, 2, 1, 3) * scale
+    d_k = _product(_columns(q), d_scores).transpose(0, 3, 1, 2) * scale
+    d_v = _product(_columns(g), weights.astype(g.dtype)).transpose(0, 3, 1, 2)
     return d_q.astype(q.dtype), d_k.astype(k.dtype), d_v.astype(v.dtype), None
 
 
@@ -226,7 +238,7 @@ _attention.defvjp(_attention_forward, _attention_backward)
 
 
 def _scores(q: Array, k: Array, bias: Array | None) -> Float[Array, "B N S M"]:
-    scores = _product(q * q.shape[-1] ** -0.5, _turned(k))
+    scores = _product(_rows(q) * q.shape[-1] ** -0.5, _columns(k))
     return scores if bias is None else scores + bias
 
 
@@ -234,5 +246,9 @@ def _product(a: Array, b: Array) -> Array:
     return jnp.matmul(a, b, preferred_element_type=jnp.float32)
 
 
-def _turned(x: Array) -> Array:
-    return x.swapaxes(-1, -2)
+def _rows(x: Float[Array, "B S N K"]) -> Float[Array, "B N S K"]:
+    return x.transpose(0, 2, 1, 3)
+
+
+def _columns(x: Float[Array, "B S N K"]) -> Float[Array, "B N K S"]:
+    return x.transpose(0, 2, 3, 1)

@@ -21,8 +21,13 @@ REMAT_POLICIES = {
     "attention": jax.checkpoint_policies.save_only_these_names("attention"),
     "ffn": jax.checkpoint_policies.save_only_these_names("ffn"),
     "attention_ffn": jax.checkpoint_policies.save_only_these_names("attention", "ffn"),
+    "products": jax.checkpoint_policies.save_from_both_policies(
+        jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+        jax.checkpoint_policies.save_only_these_names("attention"),
+    ),
 }
-"""What the backward pass finds saved from each layer; `none` saves everything, `full` recomputes everything."""
+"""What the backward pass finds saved from each layer; `none` saves everything, `full` recomputes everything,
+`products` recomputes only what is elementwise: the fastest where memory allows."""
 
 
 class Context(NamedTuple):

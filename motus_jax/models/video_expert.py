@@ -21,6 +21,7 @@ from motus_jax.models.layers import (
     attention,
     gate,
     layer_norm,
+    locality_bias,
     modulate,
     timestep_embedding,
 )
@@ -77,8 +78,10 @@ class SelfAttention(nn.Module):
     dtype: Dtype
 
     def setup(self) -> None:
-        width, eps = self.config.width, self.config.eps
-        self.q, self.k, self.v, self.o = (Dense(width, self.dtype) for _ in range(4))
+        c, width, eps = self.config, self.config.width, self.config.eps
+        local = nn.initializers.constant(locality_bias(c.heads, c.head_dim, c.locality))
+        self.q, self.k = (Dense(width, self.dtype, bias_init=local) for _ in range(2))
+        self.v, self.o = (Dense(width, self.dtype) for _ in range(2))
         self.norm_q, self.norm_k = RMSNorm(eps), RMSNorm(eps)
 
     def qkv(self, x: Float[Array, "B S D"], rope: tuple[Array, Array]) -> tuple[Array, Array, Array]:

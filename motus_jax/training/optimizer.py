@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 import optax
+import optax.contrib
 from jaxtyping import Array, Float
 
 from motus_jax.errors import UserError
@@ -81,10 +82,32 @@ SCHEDULES: dict[str, Callable[..., Schedule]] = {
 }
 """Name -> function of the number of steps and the fields of `config.optimizer.schedule`."""
 
+def _muon(config: ml_collections.ConfigDict) -> optax.GradientTransformation:
+    """Orthogonalised momentum for the matrices of the experts' layers, Adam for everything else.
+
+    An orthogonalised update has unit spectral norm whatever the gradient, so the matrices want about ten times Adam's
+    rate: say so in `lr_multipliers` (`("motus/layers/.*kernel$", 7.0)`).
+    """
+
+    def label(params: tree.Tree) -> tree.Tree:
+        return _map_with_path(lambda path, _: "muon" if _is_layer_matrix(path) else "adam", params)
+
+    def axes(params: tree.Tree) -> tree.Tree:
+        return jax.tree.map(lambda leaf: optax.contrib.MuonDimensionNumbers(leaf.ndim - 2, leaf.ndim - 1), params)
+
+    adam = optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=config.eps)
+    return optax.partition({"muon": optax.contrib.scale_by_muon(weight_dimension_numbers=axes), "adam": adam}, label)
+
+
+def _is_layer_matrix(path: str) -> bool:
+    return "/layers/" in f"/{path}" and path.endswith("/kernel")
+
+
 OPTIMIZERS: dict[str, Callable[[ml_collections.ConfigDict], optax.GradientTransformation]] = {
     "adamw": lambda c: optax.scale_by_adam(b1=c.b1, b2=c.b2, eps=c.eps),
     # Factored second moments, update clipping by block RMS; the rate is ours, not relative to the parameter's scale.
     "adafactor": lambda c: optax.chain(optax.scale_by_factored_rms(), optax.clip_by_block_rms(1.0)),
+    "muon": _muon,
 }
 """Name -> the direction of the update; clipping, weight decay and the learning rate are the same for all."""
 
