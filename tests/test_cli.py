@@ -1,0 +1,208 @@
+"""The commands as a user meets them: help with an example, one line on bad input, and a run from training to report."""
+
+import json
+import pathlib
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from absl import flags
+
+from motus_jax import cli, convert, evaluate, sample, train
+from motus_jax.data import __main__ as data
+from motus_jax.evaluation import report
+
+REPOSITORY = pathlib.Path(__file__).parents[1]
+sys.path += [str(REPOSITORY), str(REPOSITORY / "tests" / "data")]  # experiments import each other; the tiny dataset
+import lerobot_fixture
+
+DEBUG = f"--config={REPOSITORY / 'experiments' / 'debug.py'}"
+MAINS = {
+    "train": train.main,
+    "sample": sample.main,
+    "evaluate": evaluate.main,
+    "convert": convert.main,
+    "data": data.main,
+    "evaluation.report": report.main,
+}
+
+
+def run(command, *arguments):
+    """The command's exit code, in this process; its flags are forgotten afterwards, so that it can run again."""
+    before, argv = set(flags.FLAGS), sys.argv
+    name, *subcommand = command.split()
+    sys.argv = [name, *subcommand, *map(str, arguments)]
+    try:
+        cli.run(MAINS[name], sys.argv)
+    except SystemExit as stop:
+        return stop.code
+    finally:
+        sys.argv = argv
+        for flag in set(flags.FLAGS) - before:
+            delattr(flags.FLAGS, flag)
+    return 0
+
+
+@pytest.fixture
+def refuses(capsys):
+    """Runs a command that must fail with one line that holds all the words, after nothing but progress."""
+
+    def refused(command, *arguments, words):
+        capsys.readouterr()
+        code = run(command, *arguments)
+        *before, line = capsys.readouterr().err.splitlines()
+        assert code == 2 and line.startswith("error: ")
+        assert not [other for other in before if "rror" in other or "Traceback" in other]
+        assert [word for word in words if word not in line] == [], line
+
+    return refused
+
+
+@pytest.mark.parametrize("command", [*MAINS, "data inspect", "data statistics", "data record"])
+def test_help_has_an_example(command, capsys):
+    assert run(command, "--help") == 0
+    out = capsys.readouterr().out
+    example = f"python -m motus_jax.{command} "
+    assert any(line.strip().startswith(example) and "--" in line for line in out.splitlines()), out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--config.optimizer.schedule.paek=1"], ["unknown config key", "paek", "peak"]),
+        (["--config.not_a_key=1"], ["unknown config key", "not_a_key"]),
+        (["--config.steps=many"], ["config.steps", "many"]),
+        (["--config.mode=dance"], ["unknown mode 'dance'", "world_model", "unified"]),
+        (["--config.mode=vla:much"], ["config.mode", "vla:much"]),
+        (["--config.platform=abacus"], ["config.platform", "abacus", "cpu"]),
+        (["--config.data.path=nowhere"], ["nowhere", "LeRobot dataset"]),
+        (["--config.data.action_dim=7"], ["action", "7", "14"]),
+        (["--config.model.variant=huge"], ["unknown model variant 'huge'", "demo"]),
+        (["vla"], ["unexpected argument 'vla'"]),
+    ],
+    ids=lambda value: value[0] if value[0].startswith("-") else "",
+)
+def test_train_refuses(refuses, tiny, tmp_path, arguments, words):
+    workdir = tmp_path / "run"
+    path = [f"--config.data.path={tiny}"]
+    refuses("train", DEBUG, f"--workdir={workdir}", *path, *arguments, words=words)
+    assert not list(workdir.glob("checkpoints/*")), "nothing that looks like a run is left behind"
+
+
+def test_train_names_a_missing_flag(refuses, tmp_path):
+    refuses("train", DEBUG, words=["--workdir is missing"])
+    refuses("train", f"--workdir={tmp_path / 'run'}", words=["--config is missing"])
+    refuses("train", f"--workdir={tmp_path / 'run'}", "--config=nothing.py", words=["nothing.py"])
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("command", "arguments", "words"),
+    [
+        ("sample", ["--mode=dance", "--out={out}"], ["unknown mode 'dance'", "inverse_dynamics"]),
+        ("sample", ["--out={out}"], ["no checkpoint", "motus_jax.train"]),
+        ("evaluate", ["--out={out}"], ["no checkpoint", "motus_jax.train"]),
+        ("evaluate", ["--modes=dance", "--out={out}"], ["unknown mode 'dance'"]),
+        ("evaluation.report", [], ["metrics.json", "motus_jax.evaluate"]),
+    ],
+)
+def test_commands_refuse_an_empty_workdir_and_unknown_modes(refuses, tmp_path, command, arguments, words):
+    (tmp_path / "run").mkdir()
+    filled = [argument.format(out=tmp_path / "out") for argument in arguments]
+    refuses(command, f"--workdir={tmp_path / 'run'}", *filled, words=words)
+    assert [path.name for path in tmp_path.rglob("*")] == ["run"]
+
+
+def test_convert_names_the_missing_golden_file(refuses, tmp_path):
+    arguments = (f"--golden={tmp_path}", f"--config={tmp_path / 'config.json'}")
+    refuses("convert verify", *arguments, words=["config.json does not exist", "--golden"])
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    """A dataset of four training and two held-out episodes."""
+    splits = {"train": "0:4", "test": "4:6"}
+    return lerobot_fixture.write(tmp_path_factory.mktemp("tiny") / "set", lengths=(30, 32, 26, 24, 28, 26), splits=splits)
+
+
+@pytest.fixture(scope="module")
+def workdir(tiny, tmp_path_factory):
+    """Two steps of the debug experiment in every mode at once."""
+    workdir = tmp_path_factory.mktemp("run") / "debug"
+    sizes = ["--config.steps=2", "--config.validate_every=0", "--config.optimizer.schedule.warmup=1"]
+    assert run("train", DEBUG, f"--workdir={workdir}", f"--config.data.path={tiny}", *sizes) == 0
+    return workdir
+
+
+def test_sample_writes_pictures_and_arrays_in_robot_units(workdir, tiny, tmp_path, capsys):
+    assert run("sample", f"--workdir={workdir}", "--mode=joint", "--episode=1", "--frame=3", f"--out={tmp_path}") == 0
+    ends = [".npz", ".mp4", ".png", "_actions.png"]
+    files = [tmp_path / f"joint_test_episode1_frame3{end}" for end in ends]
+    assert capsys.readouterr().out.split() == [str(file) for file in files]
+    assert all(file.stat().st_size > 500 for file in files)
+    arrays = np.load(files[0])
+    assert arrays["video"].shape == arrays["real_video"].shape == (5, 112, 96, 3)
+    assert arrays["actions"].shape == (8, 14) and np.isfinite(arrays["actions"]).all()
+    np.testing.assert_array_equal(arrays["video"][0], arrays["real_video"][0])
+    real = [[lerobot_fixture.value(5, 4 + step, dim) for dim in range(14)] for step in range(8)]
+    np.testing.assert_allclose(arrays["real_actions"], real, rtol=1e-5)
+
+
+def test_evaluate_and_report(workdir, tmp_path, capsys):
+    copy = shutil.copytree(workdir, tmp_path / "debug")
+    assert run("evaluate", f"--workdir={copy}", "--modes=vla", "--chunks=16", "--batch_size=16") == 0
+    found = json.loads((copy / "metrics.json").read_text())
+    assert found["modes"].keys() == {"vla"} and found["facts"]["step"] == 2
+    assert "vla" in capsys.readouterr().out
+    assert run("evaluation.report", f"--workdir={copy}") == 0
+    assert "Act (VLA)" in (copy / "report" / "index.html").read_text()
+
+
+def test_training_again_says_that_it_is_done(workdir, tiny, capsys):
+    sizes = ["--config.steps=2", "--config.validate_every=0", "--config.optimizer.schedule.warmup=1"]
+    assert run("train", DEBUG, f"--workdir={workdir}", f"--config.data.path={tiny}", *sizes) == 0
+    assert "trained to step 2 of 2: nothing to do" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--episode=2"], ["episode 2", "'test'", "0 to 1"]),
+        (["--frame=26", "--episode=1"], ["frame 26", "0 to 25"]),
+        (["--split=holiday"], ["'holiday'", "train, test"]),
+        (["--step=7"], ["step 7", "found steps"]),
+        (["--solver=guess"], ["unknown solver 'guess'", "heun"]),
+        (["--video_steps=0"], ["video_steps", "at least 1"]),
+    ],
+)
+def test_sample_refuses(refuses, workdir, tmp_path, arguments, words):
+    refuses("sample", f"--workdir={workdir}", "--mode=joint", *arguments, f"--out={tmp_path / 'out'}", words=words)
+    assert not (tmp_path / "out").exists()
+
+
+def test_sample_refuses_data_that_break_the_contract_or_are_broken(refuses, workdir, tiny, tmp_path):
+    def refused(dataset, *words):
+        command = (f"--workdir={workdir}", f"--dataset={dataset}", "--mode=world_model", f"--out={tmp_path / 'out'}")
+        refuses("sample", *command, words=words)
+
+    wide = lerobot_fixture.write(tmp_path / "wide", lengths=(24, 24), dim=15)
+    refused(wide, "15", "14")
+    one_camera = lerobot_fixture.write(tmp_path / "one", lengths=(24, 24), cameras={"top": (72, 96)})
+    refused(one_camera, "left_wrist", "top")
+    broken = pathlib.Path(shutil.copytree(tiny, tmp_path / "broken"))
+    (video,) = (broken / "videos" / "observation.images.top").rglob("*.mp4")
+    video.write_bytes(video.read_bytes()[: video.stat().st_size // 2])
+    refused(broken, str(video))
+    video.unlink()
+    refused(broken, str(video))
+    assert not (tmp_path / "out").exists()
+
+
+def test_python_dash_m_ends_with_2_and_without_a_traceback(tmp_path):
+    command = [sys.executable, "-m", "motus_jax.train", "--config=experiments/debug.py", "--config.mode=dance"]
+    command += [f"--workdir={tmp_path / 'run'}"]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert done.stderr.splitlines()[-1].startswith("error: unknown mode 'dance'")
