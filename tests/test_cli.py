@@ -15,7 +15,7 @@ from motus_jax.data import __main__ as data
 from motus_jax.evaluation import report
 
 REPOSITORY = pathlib.Path(__file__).parents[1]
-sys.path += [str(REPOSITORY), str(REPOSITORY / "tests" / "data")]  # experiments import each other; the tiny dataset
+sys.path.extend([str(REPOSITORY), str(REPOSITORY / "tests" / "data")])  # for the experiments and the tiny dataset
 import lerobot_fixture
 
 DEBUG = f"--config={REPOSITORY / 'experiments' / 'debug.py'}"
@@ -123,8 +123,8 @@ def test_convert_names_the_missing_golden_file(refuses, tmp_path):
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):
     """A dataset of four training and two held-out episodes."""
-    splits = {"train": "0:4", "test": "4:6"}
-    return lerobot_fixture.write(tmp_path_factory.mktemp("tiny") / "set", lengths=(30, 32, 26, 24, 28, 26), splits=splits)
+    lengths, splits = (30, 32, 26, 24, 28, 26), {"train": "0:4", "test": "4:6"}
+    return lerobot_fixture.write(tmp_path_factory.mktemp("tiny") / "set", lengths=lengths, splits=splits)
 
 
 @pytest.fixture(scope="module")
