@@ -15,7 +15,8 @@ from motus_jax.data import __main__ as data
 from motus_jax.evaluation import report
 
 REPOSITORY = pathlib.Path(__file__).parents[1]
-sys.path.extend([str(REPOSITORY), str(REPOSITORY / "tests" / "data")])  # for the experiments and the tiny dataset
+sys.path.append(str(REPOSITORY))  # experiments import each other by the name of their folder
+sys.path.append(str(REPOSITORY / "tests" / "data"))
 import lerobot_fixture
 
 DEBUG = f"--config={REPOSITORY / 'experiments' / 'debug.py'}"
