@@ -17,7 +17,7 @@ from motus_jax.evaluation import report
 REPOSITORY = pathlib.Path(__file__).parents[1]
 sys.path.append(str(REPOSITORY))  # experiments import each other by the name of their folder
 sys.path.append(str(REPOSITORY / "tests" / "data"))
-import lerobot_fixture
+import lerobot_fixture  # noqa: E402
 
 DEBUG = f"--config={REPOSITORY / 'experiments' / 'debug.py'}"
 MAINS = {
