@@ -85,7 +85,10 @@ def _gradients(config, inputs, params):
     return jax.jit(jax.grad(loss))(params)
 
 
-@pytest.mark.parametrize("change", [*({"remat": name} for name in REMAT_POLICIES if name != "full"), {"scan_unroll": 2}])
+CHANGES = [*({"remat": name} for name in REMAT_POLICIES if name != "full"), {"scan_unroll": 2}]
+
+
+@pytest.mark.parametrize("change", CHANGES)
 def test_remat_and_unroll_change_no_gradient(setup, change):
     config, inputs, params, _ = setup
     reference = _gradients(config, inputs, params)
