@@ -23,7 +23,7 @@ install() {  # installs the package with the extra $1 (or none), again only when
   fi
   if ! cmp -s setup.py "$stamp"; then
     echo "Installing motus_jax${extra:+ with the extra $extra} into .venv; the first time takes a few minutes"
-    .venv/bin/pip install --quiet --disable-pip-version-check -e ".${extra:+[$extra]}"
+    .venv/bin/pip install -qq --disable-pip-version-check -e ".${extra:+[$extra]}"
     cp setup.py "$stamp"
   fi
 }
