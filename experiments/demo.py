@@ -1,6 +1,15 @@
 """Motus at demo size on simulated ALOHA episodes: all five modes from one model, on a laptop.
 
   launch/local.sh experiments/demo.py
+
+Two CPU cores (Intel Xeon, no accelerator), nothing else running: 15 minutes from a fresh clone, 12 of them training;
+2.4 GiB. Expected on 256 held-out chunks: action error (normalised MSE) 0.042 in `vla` and `inverse_dynamics` (nearest
+neighbour 0.182 and 0.101), PSNR 24.1 dB in the video modes (best baseline 21.1 dB).
+
+What made a small model learn within that time, each found by trying: a network that predicts clean data (a 192-number
+patch does not fit through 128 channels when noise must pass too), noise levels shifted to where the sampler starts,
+muon (half the action error of AdamW after 500 steps), and heads that look near their own place at the start (without
+them the video experts predicted "nothing moves" for 500 steps).
 """
 
 import ml_collections
