@@ -6,10 +6,11 @@ Two CPU cores (Intel Xeon, no accelerator), nothing else running: 15 minutes fro
 2.4 GiB. Expected on 256 held-out chunks: action error (normalised MSE) 0.042 in `vla` and `inverse_dynamics` (nearest
 neighbour 0.182 and 0.101), PSNR 24.1 dB in the video modes (best baseline 21.1 dB).
 
-What made a small model learn within that time, each found by trying: a network that predicts clean data (a 192-number
-patch does not fit through 128 channels when noise must pass too), noise levels shifted to where the sampler starts,
-muon (half the action error of AdamW after 500 steps), and heads that look near their own place at the start (without
-them the video experts predicted "nothing moves" for 500 steps).
+What makes a small model learn within that time. Measured in short runs: heads that look near their own place at the
+start (world model after 400 steps 21.2 dB; without them 20.6 dB after 500, where copying the frame gives 20.6); muon
+and noise levels shifted to where the sampler starts, changed together (action loss at tau > 3/4 of 0.18 after 500
+steps; AdamW with half the shift or less 0.52). Chosen by reasoning, not ablated: a network that predicts clean data,
+because a patch of 192 numbers does not fit through 128 channels when its noise must pass too.
 """
 
 import ml_collections
