@@ -252,7 +252,8 @@ def _save(run: Run, number: int, state: step.State) -> None:
         jax.block_until_ready(state)
     _report(run, number, run.curve.flush())
     with run.ledger.time("checkpoint"):
-        meta = {**run.meta, "step": number, "window": run.curve.rows}
+        # A copy: the save is asynchronous, and the loop goes on filling the window while it writes.
+        meta = {**run.meta, "step": number, "window": list(run.curve.rows)}
         run.checkpoints.save(number, state, run.frozen, run.data.batches, meta)
 
 
