@@ -21,7 +21,7 @@ def get_config() -> ml_collections.ConfigDict:
     config = ml_collections.ConfigDict()
     config.seed = 0
     config.platform = ""  # cpu, gpu, tpu, or empty: JAX chooses
-    config.steps = 2000
+    config.steps = 2800
     config.batch_size = 16
     # One of the five modes, `unified`, or weights over them.
     config.mode = "joint:1,vla:1,world_model:1,inverse_dynamics:1,video:1"

@@ -55,7 +55,7 @@ def simulated_tasks(instructions: Int[np.ndarray, "n L"], contract: Contract) ->
     names = tuple(
         name
         for name, task in tasks.TASKS.items()
-        if known & {tuple(instruction_tokens(contract, text)[0].tolist()) for text in task.instructions}
+        if task.stages and known & {tuple(instruction_tokens(contract, text)[0].tolist()) for text in task.instructions}
     )
     if not names:
         raise UserError(

@@ -75,12 +75,13 @@ class Aloha:
     """One episode's world: robot, objects and look. Objects are placed by the task (`motus_jax.robots.tasks`)."""
 
     def __init__(self, layout: str, objects: dict[str, Float[np.ndarray, "3"]], rng: np.random.Generator):
-        """Args: `objects` maps a free body's name to its start position (m); `rng` draws look and start pose."""
+        """Args: `objects` maps a free body's name to its start position (m); `rng` draws light, start pose and play."""
+        self.rng = rng
         self.stage = stage(layout)
         self.model = self.stage.model
         self.data = mujoco.MjData(self.model)
         self.look = Look.sample(rng)
-        pose = HOME + rng.uniform(-0.08, 0.08, HOME.shape)
+        pose = HOME + rng.uniform(-0.12, 0.12, HOME.shape)
         grippers = rng.uniform(0.1, 0.5, 2)
         start = np.concatenate([np.r_[pose[arm], grippers[arm]] for arm in (0, 1)])
         self._command(start)

@@ -1,7 +1,6 @@
-"""How the ALOHA table looks: our own procedural textures, colours and lights, chosen anew for every episode.
+"""How the ALOHA table looks: our own textures and colours, the same in all episodes, and light that varies a little.
 
-The gym-aloha scene is plain grey, which leaves a video model little to see. All patterns are compiled into one model
-and an episode's `Look` only switches materials and colours, so that one renderer serves every episode.
+The gym-aloha scene is plain grey, which leaves a video model little to see.
 """
 
 import dataclasses
@@ -14,7 +13,8 @@ from motus_jax.robots.simulator import mujoco, package_folder
 Texture = UInt8[np.ndarray, "S S 3"]
 
 SIZE = 256
-ARMS = ("vx300s_left", "vx300s_right")
+# The left arm cool, the right one warm, so that they can be told apart.
+ARMS = {"vx300s_left": (0.34, 0.44, 0.60), "vx300s_right": (0.62, 0.46, 0.34)}
 RING = np.linspace(0, 1, SIZE, endpoint=False)
 
 
@@ -34,12 +34,6 @@ def _waves(rng: np.random.Generator, terms: int, highest: int) -> np.ndarray:
     return (noise - noise.mean()) / noise.std()
 
 
-def _checker(rng: np.random.Generator) -> Texture:
-    y, x = np.meshgrid(RING, RING, indexing="ij")
-    squares = (np.floor(x * 12) + np.floor(y * 8)) % 2
-    return _mix((196, 176, 140), (92, 112, 132), squares + 0.05 * _waves(rng, 20, 9))
-
-
 def _wood(rng: np.random.Generator) -> Texture:
     """Planks along x with wavy grain; each plank has its own shade."""
     y, x = np.meshgrid(RING, RING, indexing="ij")
@@ -51,75 +45,38 @@ def _wood(rng: np.random.Generator) -> Texture:
     return _mix((188, 134, 82), (110, 66, 36), shade + 0.16 * grain + 0.9 * seam)
 
 
-def _stripes(rng: np.random.Generator) -> Texture:
-    y, x = np.meshgrid(RING, RING, indexing="ij")
-    bands = np.sin(2 * np.pi * (9 * x + 5 * y)) > 0.15
-    return _mix((66, 128, 112), (208, 206, 176), bands + 0.06 * _waves(rng, 20, 9))
-
-
-def _stone(rng: np.random.Generator) -> Texture:
-    blotches = _waves(rng, 40, 5) * 0.18 + (_waves(rng, 40, 7) > 1.1) * 0.35
-    return _mix((150, 142, 160), (70, 66, 92), 0.4 + blotches)
-
-
-def _dots(rng: np.random.Generator) -> Texture:
-    y, x = np.meshgrid(RING, RING, indexing="ij")
-    row = np.floor(y * 8)
-    radius = np.hypot((x * 12 + 0.5 * (row % 2)) % 1 - 0.5, y * 8 % 1 - 0.5)
-    return _mix((214, 196, 190), (136, 84, 104), (radius < 0.3) + 0.05 * _waves(rng, 20, 9))
-
-
-def _floor(colours: tuple[tuple[int, int, int], tuple[int, int, int]]):
-    def paint(rng: np.random.Generator) -> Texture:
-        return _mix(*colours, 0.5 + 0.28 * _waves(rng, 12, 3))
-
-    return paint
-
-
-TABLES = {"checker": _checker, "wood": _wood, "stripes": _stripes, "stone": _stone, "dots": _dots}
-FLOORS = {
-    "slate": _floor(((48, 60, 84), (84, 100, 124))),
-    "moss": _floor(((52, 78, 58), (104, 122, 84))),
-    "clay": _floor(((110, 66, 54), (150, 104, 84))),
-    "sand": _floor(((134, 122, 98), (172, 160, 134))),
-}
+def _floor(rng: np.random.Generator) -> Texture:
+    return _mix((48, 60, 84), (84, 100, 124), 0.5 + 0.28 * _waves(rng, 12, 3))
 
 
 @dataclasses.dataclass(frozen=True)
 class Look:
-    """What an episode looks like. Colours are 0..1."""
+    """The light of an episode: strengths of the three lamps and of the ambient light, 0..1."""
 
-    table: str
-    floor: str
-    arms: tuple[tuple[float, float, float], tuple[float, float, float]]
     lights: tuple[float, float, float]
     ambient: float
 
     @classmethod
     def sample(cls, rng: np.random.Generator) -> "Look":
-        """Draws patterns, arm tints (left cool, right warm, so that they can be told apart) and light strengths."""
-        shade = rng.uniform(-0.06, 0.06, (2, 1)) + rng.uniform(-0.03, 0.03, (2, 3))
-        arms = np.array([[0.34, 0.44, 0.60], [0.62, 0.46, 0.34]]) + shade
-        return cls(
-            table=str(rng.choice(list(TABLES))),
-            floor=str(rng.choice(list(FLOORS))),
-            arms=tuple(tuple(float(v) for v in arm) for arm in arms),
-            lights=tuple(float(v) for v in rng.uniform(0.16, 0.36, 3)),
-            ambient=float(rng.uniform(0.30, 0.40)),
-        )
+        """Draws the light."""
+        return cls(tuple(float(v) for v in rng.uniform(0.24, 0.28, 3)), float(rng.uniform(0.34, 0.36)))
 
     def apply(self, model: mujoco.MjModel) -> None:
-        """Switches the model to this look; takes effect with the next picture."""
-        model.geom("table_top").matid = model.material(f"table_{self.table}").id
-        model.geom("floor").matid = model.material(f"floor_{self.floor}").id
-        for prefix, colour in zip(ARMS, self.arms, strict=True):
-            for geom in range(model.ngeom):
-                name = model.geom(geom).name
-                if name.startswith(prefix):
-                    dark = 0.55 if "finger" in name or "gripper" in name else 1.0
-                    model.geom_rgba[geom, :3] = np.array(colour) * dark
+        """Switches the model to this light; takes effect with the next picture."""
         model.light_diffuse[:] = np.array(self.lights)[:, None]
         model.vis.headlight.ambient[:] = self.ambient
+
+
+def _paint(model: mujoco.MjModel) -> None:
+    """Covers table and floor, and tints the arms, fingers darker."""
+    for geom, material in (("table_top", "wood"), ("floor", "slate")):
+        model.geom(geom).matid = model.material(material).id
+    for geom in range(model.ngeom):
+        name = model.geom(geom).name
+        for prefix, colour in ARMS.items():
+            if name.startswith(prefix):
+                dark = 0.55 if "finger" in name or "gripper" in name else 1.0
+                model.geom_rgba[geom, :3] = np.array(colour) * dark
 
 
 def _add_material(spec: mujoco.MjSpec, name: str, image: Texture, repeat: tuple[float, float]) -> None:
@@ -161,9 +118,8 @@ def build_model(layout: str) -> mujoco.MjModel:
     """
     assets = package_folder("gym_aloha") / "assets"
     spec = mujoco.MjSpec.from_file(str(assets / f"bimanual_viperx_{layout}.xml"))
-    for patterns, prefix, repeat in ((TABLES, "table", (1, 1)), (FLOORS, "floor", (3, 3))):
-        for index, (name, paint) in enumerate(patterns.items()):
-            _add_material(spec, f"{prefix}_{name}", paint(np.random.default_rng(index)), repeat)
+    _add_material(spec, "wood", _wood(np.random.default_rng(1)), (1, 1))
+    _add_material(spec, "slate", _floor(np.random.default_rng(0)), (3, 3))
     plane = dict(type=mujoco.mjtGeom.mjGEOM_PLANE, contype=0, conaffinity=0)
     # Pictures only: contacts stay with the wheel's own table, half a millimetre lower.
     spec.worldbody.add_geom(name="table_top", size=[0.61, 0.381, 0.1], pos=[0, 0.6, 0.0005], **plane)
@@ -179,5 +135,6 @@ def build_model(layout: str) -> mujoco.MjModel:
     )
     model = spec.compile()
     model.vis.quality.offsamples = 0
+    _paint(model)
     _place_cameras(model)
     return model

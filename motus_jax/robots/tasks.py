@@ -17,6 +17,7 @@ from motus_jax.robots.kinematics import Quaternion, Vector, about, compose, rota
 LEFT, RIGHT = 0, 1
 PLAN_HZ = 10
 TOOL = 0.15  # from gripper_link to the point between the fingertips, along the link's x axis
+PLAY_SECONDS = 3.0
 MEETING_POINT = np.array([0.0, 0.5, 0.25])
 
 Waypoint = tuple[float, Vector, Quaternion, float]
@@ -32,7 +33,8 @@ class Task:
       instructions: paraphrases; an episode draws one.
       place: draws the objects' start positions by body name.
       plan: the expert's waypoints of the gripper_link bodies, left and right arm; an arm without any stays still.
-      stages: what has to be true of the world one after another; the last one is success.
+      stages: what has to be true of the world one after another; the last one is success. Without any the task is
+        play, whose whole plan counts as fulfilled.
     """
 
     layout: str
@@ -133,6 +135,23 @@ def _lifted(world: Aloha, arm: int) -> bool:
     return _holds_cube(world, arm) and alone and bool(world.position("box")[2] > 0.15)
 
 
+def _play_plan(world: Aloha) -> Plan:
+    """Each hand wanders over its half of the table and opens and closes: motion that nothing but the actions foretells.
+
+    The halves keep the arms apart; low targets push and sometimes grasp the cube.
+    """
+    plans = []
+    for arm, sign in ((LEFT, -1), (RIGHT, 1)):
+        path, time = [], 0.0
+        while time < PLAY_SECONDS:
+            time += world.rng.uniform(0.4, 0.9)
+            place = world.rng.uniform((0.04, 0.40, 0.02), (0.26, 0.62, 0.26)) * (sign, 1, 1)
+            turn = compose(about((0, 0, 1), world.rng.uniform(-30, 30)), _downwards(arm))
+            path.append((time, _link(place, turn), turn, world.rng.uniform()))
+        plans.append(path)
+    return plans[LEFT], plans[RIGHT]
+
+
 def _uniform(rng: np.random.Generator, x: tuple[float, float], height: float) -> Vector:
     return np.array([rng.uniform(*x), rng.uniform(0.42, 0.6), height])
 
@@ -188,6 +207,13 @@ TASKS = {
     ),
     "lift_left": _lift_task(LEFT, "left"),
     "lift_right": _lift_task(RIGHT, "right"),
+    "play": Task(
+        layout="transfer_cube",
+        instructions=("move both arms around freely", "play with the arms over the table"),
+        place=lambda rng: {"box": _uniform(rng, (-0.2, 0.2), 0.02)},
+        plan=_play_plan,
+        stages=(),
+    ),
 }
 
 
@@ -216,8 +242,9 @@ def reached_stage(name: str, world: Aloha) -> int:
 
 
 def succeeded(name: str, world: Aloha) -> bool:
-    """Whether the world now fulfils the instruction."""
-    return task(name).stages[-1](world)
+    """Whether the world now fulfils the instruction; play never does before its end."""
+    stages = task(name).stages
+    return bool(stages) and stages[-1](world)
 
 
 def expert_targets(name: str, world: Aloha) -> Float[np.ndarray, "T 14"]:

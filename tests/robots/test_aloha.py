@@ -45,8 +45,18 @@ def test_the_pictures_move_and_differ(episodes):
     moved = {name: np.abs(video[16].astype(int) - video[0]).max(-1) > 20 for name, video in episode.frames.items()}
     assert moved["top"].mean() > 0.08 and moved["right_wrist"].mean() > 0.3
     assert not np.array_equal(episode.frames["left_wrist"], episode.frames["right_wrist"])
-    first = {name: other.frames["top"][0].astype(int) for name, other in episodes.items()}
-    assert np.abs(first["transfer_cube"] - first["insertion"]).mean() > 2
+
+
+def test_play_moves_both_arms_at_random_and_stays_on_its_side(robots):
+    first, second = (robots.rollout.record_expert("play", np.random.SeedSequence([3, n])) for n in (1, 2))
+    assert first.success and len(first.state) >= 10 * robots.tasks.PLAY_SECONDS
+    for arm in (0, 7):
+        assert np.ptp(first.state[:, arm : arm + 6], axis=0).max() > 0.3
+    rows = min(len(first.action), len(second.action))
+    assert np.abs(np.diff(first.action[:rows], axis=0) - np.diff(second.action[:rows], axis=0)).max() > 0.1
+    again = robots.rollout.record_expert("play", np.random.SeedSequence([3, 1]))
+    np.testing.assert_array_equal(first.action, again.action)
+    np.testing.assert_array_equal(first.frames["top"], again.frames["top"])
 
 
 def test_the_same_start_with_another_arm(robots):
