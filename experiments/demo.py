@@ -2,15 +2,16 @@
 
   launch/local.sh experiments/demo.py
 
-Two CPU cores (Intel Xeon, no accelerator), nothing else running: 15 minutes from a fresh clone, 12 of them training;
-2.4 GiB. Expected on 256 held-out chunks: action error (normalised MSE) 0.042 in `vla` and `inverse_dynamics` (nearest
-neighbour 0.182 and 0.101), PSNR 24.1 dB in the video modes (best baseline 21.1 dB).
+Two CPU cores (Intel Xeon, no accelerator): 17.5 minutes from a fresh clone, 15 of them training, beside another job;
+2.7 GiB. Expected on 256 held-out chunks: action error (normalised MSE) 0.42 in `vla` and 0.38 in `inverse_dynamics`
+(nearest neighbour 0.66 and 0.50), PSNR 26.0 dB in the video modes (best baseline 22.8 dB).
 
-What makes a small model learn within that time. Measured in short runs: heads that look near their own place at the
-start (world model after 400 steps 21.2 dB; without them 20.6 dB after 500, where copying the frame gives 20.6); muon
-and noise levels shifted to where the sampler starts, changed together (action loss at tau > 3/4 of 0.18 after 500
-steps; AdamW with half the shift or less 0.52). Chosen by reasoning, not ablated: a network that predicts clean data,
-because a patch of 192 numbers does not fit through 128 channels when its noise must pass too.
+What makes a small model learn within that time. Measured in short runs, on an earlier recording of the data: heads that
+look near their own place at the start (world model after 400 steps 21.2 dB; without them 20.6 dB after 500, where
+copying the frame gives 20.6); muon and noise levels shifted to where the sampler starts, changed together (action loss
+at tau > 3/4 of 0.18 after 500 steps; AdamW with half the shift or less 0.52). Chosen by reasoning, not ablated: a
+network that predicts clean data, because a patch of 192 numbers does not fit through 128 channels when its noise must
+pass too.
 """
 
 import ml_collections
