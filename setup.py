@@ -23,6 +23,7 @@ BASE = [
     "pillow>=11",
     "matplotlib>=3.9",
     "safetensors>=0.5",
+    "tokenizers>=0.21",
     "tensorboardX>=2.6",
 ]
 EXTRAS = {

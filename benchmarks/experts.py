@@ -35,9 +35,10 @@ def make_batch(config: ml_collections.ConfigDict, seed: int = 0) -> Batch:
         return rng.standard_normal(shape, np.float32)
 
     words = np.arange(length) < rng.integers(length // 3, length, (b, 1))
-    picture = jnp.zeros((b, *data.image_size, 3))
     tokens = words.astype(np.int32)
-    (states, _), _ = jax.eval_shape(system.vlm.init_with_output, jax.random.key(0), picture, tokens, words)
+    seen = {"frames": np.zeros((b, 1, *data.image_size, 3), np.uint8), "instruction": tokens, "instruction_mask": words}
+    vlm_params = jax.eval_shape(system.vlm.init, jax.random.key(0), seen)
+    states, _ = jax.eval_shape(system.vlm.states, vlm_params, seen)
     groups = length // system.vlm.config.bytes_per_token
     real_text = words.reshape(b, groups, -1).any(-1)
     vlm_mask = np.concatenate([np.ones((b, states.shape[1] - groups), bool), real_text], 1)
@@ -73,6 +74,10 @@ class Experts:
         """Nothing is frozen here."""
         return {}
 
+    def frozen_shapes(self) -> dict[str, Any]:
+        """Nothing is frozen here."""
+        return {}
+
     def velocities(self, params: dict[str, Any], batch: Batch) -> tuple[Array, Array]:
         """Both velocities at the noise levels of the batch; the condition frame is clean."""
         video = flow_matching.interpolate(batch["latents"], batch["video_noise"], batch["tau_video"])
@@ -103,7 +108,7 @@ def make_step(config: ml_collections.ConfigDict, batch: Batch) -> Callable[[], N
     mesh = sharding.make_mesh(config.mesh)
 
     def new_state() -> step.State:
-        return step.init_state(experts.init, optimizer, key)
+        return step.init_state(experts.init(key), optimizer)
 
     shardings = sharding.tree_shardings(jax.eval_shape(new_state), mesh)
     train_step = step.make_train_step(experts, optimizer, settings, mesh, shardings)

@@ -25,7 +25,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.steps = 2800
     config.batch_size = 16
     # One of the five modes, `unified`, or weights over them.
-    config.mode = "joint:1,vla:1,world_model:1,inverse_dynamics:1,video:1"
+    config.mode = "joint:1,vla:2,world_model:3,inverse_dynamics:2,video:1"
     config.data = ml_collections.ConfigDict({
         "path": "datasets/aloha_sim",
         "cameras": ("top", "left_wrist", "right_wrist"),
@@ -39,6 +39,10 @@ def get_config() -> ml_collections.ConfigDict:
         "action_dim": 14,
         "state_dim": 14,
         "instruction_length": 64,
+        "text_tokenizer": "bytes",  # or a folder with umT5's tokenizer.json
+        "chat": "",  # for Qwen3-VL: train or deploy, with chat_length tokens and chat_tokenizer's tokenizer.json
+        "chat_length": 0,
+        "chat_tokenizer": "",
         "prompt_template": "plain",
         "cache_gib": 2.0,
         "threads": 2,
@@ -46,13 +50,16 @@ def get_config() -> ml_collections.ConfigDict:
     })
     config.model = ml_collections.ConfigDict({
         "variant": "demo",
-        "overrides": {"depth": 4, "remat": "products", "video": {"locality": 6.0}},
+        "overrides": {"depth": 4, "remat": "products", "video": {"locality": 6.0, "latent_channels": 24}},
         # What the network itself outputs; the sampler always integrates the velocity that follows from it.
         "prediction": {"video": "clean", "action": "clean"},
         "text_encoder": {"heads": 4, "head_dim": 16, "mlp": 128, "depth": 1},
-        "vlm": {"heads": 4, "mlp": 256, "depth": 2},
-        "video_codec": {"patch": 8, "group": 4, "whitening": 0.5},
+        "vlm": {"kind": "compact", "heads": 4, "mlp": 256, "depth": 2},
+        "video_codec": {"kind": "linear", "patch": 8, "group": 4, "whitening": 0.0},
+        "frozen": ("video_codec",),  # encoders that are not trained
     })
+    # Rows (regex over parameters, folder of an import or of an earlier run); what none names starts fresh.
+    config.init_from = ()
     config.noise = ml_collections.ConfigDict({
         "video": {"schedule": "shift", "parameter": 6.0},
         "action": {"schedule": "shift", "parameter": 4.0},
@@ -60,7 +67,7 @@ def get_config() -> ml_collections.ConfigDict:
     })
     # `weighting` clean: squared error of the clean data, in which no noise level outweighs the others.
     config.loss = ml_collections.ConfigDict(
-        {"video": 1.0, "action": 1.0, "video_average": "future", "weighting": "clean"}
+        {"video": 1.0, "action": 1.5, "video_average": "future", "weighting": "clean"}
     )
     config.optimizer = ml_collections.ConfigDict({
         "name": "muon",

@@ -14,8 +14,9 @@ import jax
 import numpy as np
 
 from motus_jax import cli
-from motus_jax.data import pipeline, tokenizer
+from motus_jax.data import pipeline
 from motus_jax.data.contract import Contract
+from motus_jax.data.texts import Texts
 from motus_jax.errors import UserError
 from motus_jax.evaluation import baselines, comparison, metrics, results
 from motus_jax.evaluation.held_out import ActionUnits, HeldOut, spread
@@ -75,11 +76,12 @@ def main(argv: Sequence[str]) -> None:
     contract = Contract.from_json(loaded.contract)
     say(f"checkpoint of step {loaded.step} in {args.workdir}")
     args.out.mkdir(parents=True, exist_ok=True)
+    texts = Texts(contract, loaded.config.data)
     held_out, memory = read_data(loaded, contract, args)
     if args.closed_loop:
         from motus_jax.evaluation import acting  # needs the simulator extra
 
-        task_names = acting.simulated_tasks(memory.chunks["instruction"], contract)
+        task_names = acting.simulated_tasks(memory.chunks["instruction"], contract, texts)
     facts = {
         "step": loaded.step,
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(loaded.params)),
@@ -103,11 +105,11 @@ def main(argv: Sequence[str]) -> None:
         found["cycle"] = evaluator.cycle()
     if args.closed_loop:
         found["closed_loop"] = acting.success_rates(
-            predict, contract, task_names, args.episodes, args.batch_size, args.seed, say
+            predict, contract, texts, task_names, args.episodes, args.batch_size, args.seed, say
         )
     if args.modes:
         earlier = results.Examples.load(examples_path).predictions if found.get("format") else {}
-        keep_examples(evaluator, contract, earlier, examples_path)
+        keep_examples(evaluator, contract, texts, earlier, examples_path)
     found |= {
         "format": results.FORMAT,
         "facts": facts,
@@ -180,7 +182,9 @@ def worth_seeing(held_out: HeldOut) -> np.ndarray:
     return lively[spread(KEPT_CHUNKS, len(lively))]
 
 
-def keep_examples(evaluator: Evaluator, contract: Contract, earlier: Mapping[str, Any], path: Path) -> None:
+def keep_examples(
+    evaluator: Evaluator, contract: Contract, texts: Texts, earlier: Mapping[str, Any], path: Path
+) -> None:
     """Writes the predictions that the report shows; `earlier` ones of other modes stay."""
     chunks = {name: values[evaluator.keep] for name, values in evaluator.held_out.chunks.items()}
     units = evaluator.units
@@ -189,7 +193,7 @@ def keep_examples(evaluator: Evaluator, contract: Contract, earlier: Mapping[str
         actions=chunks["raw_actions"],
         mask=chunks["action_mask"][..., : len(units.names)],
         state=chunks["raw_state"][:, : len(units.names)],
-        instruction=[tokenizer.decode(tokens) for tokens in chunks["instruction"]],
+        instruction=[texts.decode(tokens) for tokens in chunks["instruction"]],
         episode=chunks["episode"],
         frame=chunks["frame"],
         names=list(units.names),

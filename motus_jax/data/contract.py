@@ -59,7 +59,9 @@ class Contract:
       action: numbers of the action's normalisation, in the action space above.
       prompt_template: a name in `motus_jax.data.prompt.TEMPLATES`.
       instruction_length: tokens L.
-      tokenizer: "bytes".
+      tokenizer: of the text encoder: "bytes" or "umt5".
+      chat: a name in `motus_jax.data.prompt.CHATS` when the model reads one (Qwen3-VL), else empty.
+      chat_length: tokens of a chat, its image's included.
       end_policy: what stands beyond an episode's end: "hold".
       robot: name of the robot.
       state_names: name of each state dim of the robot.
@@ -83,6 +85,8 @@ class Contract:
     instruction_length: int
     camera_layout: str = LAYOUT
     tokenizer: str = "bytes"
+    chat: str = ""
+    chat_length: int = 0
     end_policy: str = "hold"
     robot: str = ""
     state_names: tuple[str, ...] = ()

@@ -20,8 +20,11 @@ class Example(TypedDict):
         normalised; dims that the robot lacks are 0.
       action_mask: True where `actions` holds a real value: False for dims that the robot lacks. Steps beyond the
         episode's end repeat its last action (policy "hold") and are real.
-      instruction: bytes of the prompt plus one, 0 where there is no text (`motus_jax.data.tokenizer`).
+      instruction: tokens of the prompt, 0 where there is no text: bytes plus one (`motus_jax.data.tokenizer`) or those
+        of umT5.
       instruction_mask: True where there is text.
+      chat, chat_mask, chat_positions: with `data.chat` only: tokens of Qwen3-VL's chat around the prompt and the
+        condition frame, where they are real, and their rotary positions (time, row, column).
       episode: index of the episode in its dataset.
       frame: the row c of the episode at which the chunk starts.
       source: which dataset of a mixture the example is from; 0 when there is one.
@@ -43,6 +46,9 @@ class Example(TypedDict):
     source: np.int32
     layer: np.int32
     embodiment: np.int32
+    chat: NotRequired[Int[np.ndarray, "Lc"]]
+    chat_mask: NotRequired[Bool[np.ndarray, "Lc"]]
+    chat_positions: NotRequired[Int[np.ndarray, "Lc 3"]]
     raw_state: NotRequired[Float[np.ndarray, "Pr"]]
     raw_actions: NotRequired[Float[np.ndarray, "T Ar"]]
     valid: NotRequired[np.bool_]

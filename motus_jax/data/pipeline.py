@@ -18,15 +18,15 @@ from absl import flags
 from jaxtyping import Float
 from ml_collections import ConfigDict
 
-from motus_jax.data import tokenizer
 from motus_jax.data.action_space import action_space
 from motus_jax.data.contract import Affine, Contract
 from motus_jax.data.example import Example
 from motus_jax.data.frame_store import FrameStore
 from motus_jax.data.lerobot import ACTION, STATE, LeRobotDataset
-from motus_jax.data.prompt import build_prompt, prefix_bytes
+from motus_jax.data.prompt import prefix_bytes
 from motus_jax.data.sampling import Timing
 from motus_jax.data.statistics import Statistics, load_or_compute
+from motus_jax.data.texts import BYTES, Texts, tokenizer_name
 from motus_jax.errors import UserError
 
 DEFAULTS: dict[str, Any] = {
@@ -43,6 +43,10 @@ DEFAULTS: dict[str, Any] = {
     "normalisation": "meanstd",
     "instruction_length": 64,
     "prompt_template": "plain",  # a template of motus_jax.data.prompt
+    "text_tokenizer": "bytes",  # or umT5's tokenizer.json, or the folder that holds it
+    "chat": "",  # a chat of motus_jax.data.prompt, for Qwen3-VL
+    "chat_length": 0,  # tokens of a chat
+    "chat_tokenizer": "",  # Qwen3-VL's tokenizer.json, or the folder that holds it
     "statistics": "",  # file of statistics; beside the dataset when empty
     "layer": 6,  # of the data pyramid: 6 is the target robot
     "cache_gib": 2.0,  # memory for decoded episodes
@@ -63,6 +67,7 @@ class Dataset:
       starts: int32 [n, 2], (episode, row) of every chunk of the split, in order.
       timing: rates and chunk length.
       spec: the contract as an object; `contract()` gives it as JSON.
+      texts: makes the text fields of an example.
     """
 
     def __init__(self, settings: Mapping[str, Any], split: str, contract: Contract | None = None):
@@ -78,7 +83,7 @@ class Dataset:
             self.source, settings["cameras"], settings["image_size"], int(float(settings["cache_gib"]) * 2**30)
         )
         self.spec = self._own_spec() if contract is None else self._given_spec(contract)
-        self._prompts = {text: self._tokens(text) for text in sorted(set(self.source.tasks.values()))}
+        self.texts = Texts(self.spec, settings)
         self.starts = np.array(
             [(e, row) for e in self.episodes for row in self.timing.starts(self.source.episode(e).length)], np.int32
         )
@@ -109,14 +114,12 @@ class Dataset:
         state = self.raw_state(episode, frame)
         actions = self.spec.normalise_actions(self.raw_actions(episode, frame), state)
         real = np.arange(self.spec.action_dim) < self.spec.robot_action_dim
-        tokens, text = self._prompts[self.source.instruction(episode, frame)]
         return Example(
             frames=self._store.frames(episode, self.timing.frame_rows(frame, length)),
             state=self.spec.normalise_state(state),
             actions=actions,
             action_mask=np.broadcast_to(real, actions.shape).copy(),
-            instruction=tokens,
-            instruction_mask=text,
+            **self.texts(self.source.instruction(episode, frame)),
             episode=np.int32(episode),
             frame=np.int32(frame),
             source=np.int32(0),
@@ -138,9 +141,6 @@ class Dataset:
         """The model's actions -> absolute joint targets in the robot's units."""
         return self.spec.denormalise_actions(actions, raw_state)
 
-    def _tokens(self, instruction: str) -> tuple[np.ndarray, np.ndarray]:
-        return tokenizer.encode(build_prompt(instruction, self.spec.prompt_template), self.spec.instruction_length)
-
     def _given_spec(self, contract: Contract) -> Contract:
         """The contract of a checkpoint, after a check that the data can keep it."""
         widths = (self.source.state_dim, self.source.action_dim)
@@ -160,7 +160,7 @@ class Dataset:
     def _spec(self, state: Affine, action: Affine) -> Contract:
         settings = self.settings
         length, template = int(settings["instruction_length"]), settings["prompt_template"]
-        if length <= prefix_bytes(template):
+        if tokenizer_name(settings) == BYTES and length <= prefix_bytes(template):
             raise UserError(
                 f"data.instruction_length: expected more than the {prefix_bytes(template)} bytes that template "
                 f"{template!r} puts before the instruction; found {length}"
@@ -180,6 +180,9 @@ class Dataset:
             action=action,
             prompt_template=template,
             instruction_length=length,
+            tokenizer=tokenizer_name(settings),
+            chat=settings["chat"],
+            chat_length=int(settings["chat_length"]),
             robot=self.source.robot,
             state_names=self.source.names(STATE),
             action_names=self.source.names(ACTION),

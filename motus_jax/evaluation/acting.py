@@ -11,12 +11,13 @@ from jaxtyping import Bool, Int
 from scipy import stats
 
 from motus_jax.data.contract import Contract
+from motus_jax.data.texts import Texts
 from motus_jax.errors import UserError
 from motus_jax.evaluation.intervals import CONFIDENCE
 from motus_jax.evaluation.runner import Predict, mode_with
 from motus_jax.modes import Role
 from motus_jax.robots import closed_loop, rollout, tasks
-from motus_jax.sampling.observation import instruction_tokens, observe
+from motus_jax.sampling.observation import observe
 
 ACTING = mode_with(video=Role.NOISE, action=Role.DENOISED)
 """The mode that acts: from the present alone to actions."""
@@ -25,25 +26,26 @@ ACTING = mode_with(video=Role.NOISE, action=Role.DENOISED)
 EXECUTED_SHARE = 0.5
 
 
-def make_policy(predict: Predict, contract: Contract, seed: int) -> closed_loop.Policy:
+def make_policy(predict: Predict, contract: Contract, texts: Texts, seed: int) -> closed_loop.Policy:
     """The model as a policy: pictures, measured states and instructions in, absolute joint targets out.
 
     Args:
       predict: see `motus_jax.evaluation.runner`.
       contract: of the checkpoint.
+      texts: of the same contract.
       seed: of the noise; every call draws anew.
     """
     calls = itertools.count()
 
     def policy(frames: dict[str, np.ndarray], states: np.ndarray, instructions: list[str]) -> np.ndarray:
         key = jax.random.fold_in(jax.random.key(seed), next(calls))
-        prediction = predict(ACTING, observe(contract, frames, states, instructions), key)
+        prediction = predict(ACTING, observe(contract, texts, frames, states, instructions), key)
         return contract.denormalise_actions(np.asarray(prediction["actions"]), states)
 
     return policy
 
 
-def simulated_tasks(instructions: Int[np.ndarray, "n L"], contract: Contract) -> tuple[str, ...]:
+def simulated_tasks(instructions: Int[np.ndarray, "n L"], contract: Contract, texts: Texts) -> tuple[str, ...]:
     """Names of the simulator's tasks that were recorded with one of these instructions (tokens).
 
     Raises:
@@ -55,7 +57,7 @@ def simulated_tasks(instructions: Int[np.ndarray, "n L"], contract: Contract) ->
     names = tuple(
         name
         for name, task in tasks.TASKS.items()
-        if task.stages and known & {tuple(instruction_tokens(contract, text)[0].tolist()) for text in task.instructions}
+        if task.stages and known & {tuple(texts(text)["instruction"].tolist()) for text in task.instructions}
     )
     if not names:
         raise UserError(
@@ -66,8 +68,8 @@ def simulated_tasks(instructions: Int[np.ndarray, "n L"], contract: Contract) ->
 
 
 def success_rates(
-    predict: Predict, contract: Contract, task_names: tuple[str, ...], episodes: int, batch_size: int, seed: int,
-    say: Callable[[str], None],
+    predict: Predict, contract: Contract, texts: Texts, task_names: tuple[str, ...], episodes: int, batch_size: int,
+    seed: int, say: Callable[[str], None],
 ) -> dict[str, Any]:  # fmt: skip
     """Acts from unseen starts; the entry `closed_loop` of metrics.json.
 
@@ -78,7 +80,7 @@ def success_rates(
     """
     started = time.monotonic()
     policies = {
-        "this_model": make_policy(predict, contract, seed),
+        "this_model": make_policy(predict, contract, texts, seed),
         "hold_the_state": closed_loop.hold(contract.chunk),
         "random_motion": closed_loop.random_motion(seed, contract.chunk),
     }

@@ -188,6 +188,13 @@ def apply_rope(x: Float[Array, "B S N K"], cos: Float[Array, "S K/2"], sin: Floa
     return rotated.reshape(x.shape).astype(x.dtype)
 
 
+def apply_rope_halves(x: Float[Array, "B S N K"], angle: Float[Array, "B S K/2"]) -> Float[Array, "B S N K"]:
+    """Rotates the pairs (i, i + K/2) by `angle` [rad] in float32: the pairing of Qwen and Llama."""
+    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    cos, sin = jnp.cos(angle)[:, :, None], jnp.sin(angle)[:, :, None]
+    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], -1).astype(x.dtype)
+
+
 def attention(
     q: Float[Array, "B S N K"],
     k: Float[Array, "B M N K"],

@@ -1,7 +1,8 @@
 """The whole trained and sampled system: Motus and its three encoders, as pure functions of parameter trees.
 
-Two trees: `params` is trained (`motus`, `text_encoder`, `vlm`), `frozen` is not (`video_codec`). Today's encoders are
-small stand-ins (`compact_vlm.py`, `video_codec.py`, a byte-level umT5); the pretrained ones take the same places.
+Two trees: `params` is trained, `frozen` is not. `config.model.frozen` names the encoders (`video_codec`,
+`text_encoder`, `vlm`) of the second; Motus is always in the first. Which network an encoder is, is a row of
+`motus_jax.models.encoders`.
 """
 
 from collections.abc import Mapping
@@ -14,15 +15,12 @@ from jaxtyping import Array, Bool, Float, PRNGKeyArray, UInt8
 
 from motus_jax import flow_matching, modes
 from motus_jax.errors import UserError
-from motus_jax.models.compact_vlm import CompactVlm, CompactVlmConfig
 from motus_jax.models.config import get_variant
+from motus_jax.models.encoders import UNDERSTANDING_ENCODERS, VIDEO_ENCODERS, pick, text_encoder, unit
 from motus_jax.models.losses import action_loss, video_loss
 from motus_jax.models.motus import Context, Motus, with_text_cache
-from motus_jax.models.text_encoder import TextEncoder, TextEncoderConfig
-from motus_jax.models.video_codec import VideoCodec, VideoCodecConfig
 
-BYTE_VOCABULARY = 257
-"""256 bytes and padding (0)."""
+ENCODERS = ("video_codec", "text_encoder", "vlm")
 BANDS = 4
 """Noise bands of the loss metrics: tau in [0, 1/4), [1/4, 1/2), ..."""
 PREDICTIONS = ("velocity", "clean")
@@ -58,13 +56,15 @@ class System:
         self._mode_weights = modes.weights(config.mode)
         self.motus_config = get_variant(model.variant, overrides)
         self.motus = Motus(self.motus_config)
-        self.codec = VideoCodec(
-            VideoCodecConfig(channels=self.motus_config.video.latent_channels, **model.video_codec)
-        )
-        text = dict(vocabulary=BYTE_VOCABULARY, width=self.motus_config.video.text_width)
-        self.text_encoder = TextEncoder(TextEncoderConfig(**text, **model.text_encoder))
+        self.codec = pick(VIDEO_ENCODERS, "video_codec", self.motus_config.video.latent_channels, model.video_codec)
+        self.text_encoder = text_encoder(self.motus_config.video.text_width, model.text_encoder)
         width = self.motus_config.understanding.input_width
-        self.vlm = CompactVlm(CompactVlmConfig(vocabulary=BYTE_VOCABULARY, width=width, **model.vlm))
+        self.vlm = pick(UNDERSTANDING_ENCODERS, "vlm", width, model.vlm)
+        self.frozen_parts = frozenset(model.frozen)
+        if not {"video_codec"} <= self.frozen_parts <= set(ENCODERS):
+            raise UserError(
+                f"config.model.frozen: expected video_codec and perhaps text_encoder and vlm, found {model.frozen}"
+            )
         choices = {f"model.prediction.{name}": prediction for name, prediction in model.prediction.items()}
         for name, choice in (choices | {"loss.weighting": config.loss.weighting}).items():
             if choice not in PREDICTIONS:
@@ -77,40 +77,81 @@ class System:
 
     def init(self, key: PRNGKeyArray) -> Params:
         """Fresh trained parameters, float32."""
-        data, config = self.config.data, self.motus_config
-        keys = jax.random.split(key, 3)
-        tokens = jnp.zeros((1, data.instruction_length), jnp.int32)
-        mask = jnp.ones_like(tokens, bool)
-        picture = jnp.zeros((1, *data.image_size, 3))
-        text_params = self.text_encoder.init(keys[0], tokens, mask)["params"]
-        vlm_params = self.vlm.init(keys[1], picture, tokens, mask)["params"]
-        vlm_states, _ = self.vlm.apply({"params": vlm_params}, picture, tokens, mask)
-        state = jnp.zeros((1, data.state_dim)) if config.action.with_state else None
-        motus_params = self.motus.init(
-            keys[2], jnp.zeros((1, *self.latent_shape)), jnp.zeros((1, data.chunk, data.action_dim)), state,
-            jnp.zeros(1), jnp.zeros(1), jnp.zeros((*tokens.shape, config.video.text_width)), mask, vlm_states, None,
-        )["params"]
-        return {"motus": motus_params, "text_encoder": text_params, "vlm": vlm_params}
+        parts = self._init_parts(key)
+        return {name: parts[name] for name in parts if name not in self.frozen_parts}
+
+    def frozen_shapes(self) -> Params:
+        """Shapes of the frozen parts that are loaded from elsewhere (`config.init_from`), not fitted to the data."""
+        found = jax.eval_shape(self._init_parts, jax.random.key(0))
+        if not self.codec.fitted:
+            found |= {"video_codec": jax.eval_shape(self.codec.init, jax.random.key(0))}
+        return {name: found[name] for name in sorted(self.frozen_parts & found.keys())}
 
     def fit_frozen(self, frames: UInt8[np.ndarray, "M frames H W 3"]) -> Params:
-        """The frozen tree, from a sample of training clips."""
-        return {"video_codec": self.codec.fit(frames)}
+        """The frozen parts that are fitted to a sample of training clips; `frozen_shapes` has the others."""
+        return {"video_codec": self.codec.fit(frames)} if self.codec.fitted else {}
 
     def encode(self, frozen: Params, batch: Mapping[str, Array]) -> Clean:
         """Latents and normalised numbers of a batch (the schema of `motus_jax.data.example`)."""
-        state = batch["state"] if self.motus_config.action.with_state else None
-        return Clean(self.codec.encode(frozen["video_codec"], unit(batch["frames"])), batch["actions"], state)
+        return Clean(self.encode_video(frozen, batch["frames"]), batch["actions"], self.state(batch))
 
-    def context(self, params: Params, batch: Mapping[str, Array], cache: bool = False) -> Context:
+    def state(self, batch: Mapping[str, Array]) -> Float[Array, "B P"] | None:
+        """The state as the action expert takes it: None in the action-only form."""
+        return batch["state"] if self.motus_config.action.with_state else None
+
+    def encode_video(self, frozen: Params, frames: UInt8[Array, "B T H W 3"]) -> Float[Array, "B F h w C"]:
+        """Latents of 1 + 4k frames; those of the condition frame depend on no other."""
+        return self.codec.encode(frozen["video_codec"], unit(frames))
+
+    def decode_video(
+        self, frozen: Params, latents: Float[Array, "B F h w C"], batch: Mapping[str, Array]
+    ) -> Float[Array, "B T H W 3"]:
+        """Frames in [0, 1], the batch's condition frame first."""
+        condition = unit(batch["frames"][:, :1])
+        return (self.codec.decode(frozen["video_codec"], latents, condition) + 1) / 2
+
+    def context(self, params: Params, frozen: Params, batch: Mapping[str, Array], cache: bool = False) -> Context:
         """Text, picture and instruction as the experts see them; with `cache`, text keys and values of all layers too.
 
         Nothing here depends on the noise: a sampler calls it once an observation.
         """
+        parts = {**frozen, **params}
         tokens, mask = batch["instruction"], batch["instruction_mask"]
-        text = self.text_encoder.apply({"params": params["text_encoder"]}, tokens, mask)
-        states, real = self.vlm.apply({"params": params["vlm"]}, unit(batch["frames"][:, 0]), tokens, mask)
-        context = self.motus.apply({"params": params["motus"]}, text, mask, states, real, method="context")
-        return with_text_cache(self.motus_config, params["motus"], context) if cache else context
+        text = self.text_encoder.apply({"params": parts["text_encoder"]}, tokens, mask).astype(jnp.float32)
+        states, real = self.vlm.states(parts["vlm"], batch)
+        context = self.motus.apply({"params": parts["motus"]}, text, mask, states, real, method="context")
+        return with_text_cache(self.motus_config, parts["motus"], context) if cache else context
+
+    def _init_parts(self, key: PRNGKeyArray) -> Params:
+        """Everything but the video encoder."""
+        config, batch = self.motus_config, self._empty_batch()
+        keys = jax.random.split(key, 3)
+        tokens, mask = batch["instruction"], batch["instruction_mask"]
+        text_params = self.text_encoder.init(keys[0], tokens, mask)["params"]
+        vlm_params = self.vlm.init(keys[1], batch)
+        vlm_states, _ = self.vlm.states(vlm_params, batch)
+        motus_params = self.motus.init(
+            keys[2], jnp.zeros((1, *self.latent_shape)), batch["actions"], self.state(batch), jnp.zeros(1),
+            jnp.zeros(1), jnp.zeros((*tokens.shape, config.video.text_width)), mask, vlm_states, None,
+        )["params"]
+        return {"motus": motus_params, "text_encoder": text_params, "vlm": vlm_params}
+
+    def _empty_batch(self) -> dict[str, Array]:
+        """What initialisation needs of a batch of one."""
+        data = self.config.data
+        tokens = jnp.zeros((1, data.instruction_length), jnp.int32)
+        batch = {
+            "frames": jnp.zeros((1, 1, *data.image_size, 3), jnp.uint8),
+            "actions": jnp.zeros((1, data.chunk, data.action_dim)),
+            "state": jnp.zeros((1, data.state_dim)),
+            "instruction": tokens,
+            "instruction_mask": jnp.ones_like(tokens, bool),
+        }
+        if data.chat:
+            chat = jnp.zeros((1, data.chat_length), jnp.int32)
+            positions = jnp.zeros((*chat.shape, 3), jnp.int32)
+            batch |= {"chat": chat, "chat_mask": jnp.ones_like(chat, bool), "chat_positions": positions}
+        return batch
 
     def velocities(
         self,
@@ -162,7 +203,8 @@ class System:
         video = jnp.concatenate([clean.video[:, :1], video[:, 1:]], axis=1)
         actions = flow_matching.interpolate(clean.actions, noise["action"], drawn["tau_action"])
         predicted = self.velocities(
-            params, video, actions, clean.state, drawn["tau_video"], drawn["tau_action"], self.context(params, batch)
+            params, video, actions, clean.state, drawn["tau_video"], drawn["tau_action"],
+            self.context(params, frozen, batch),
         )
         loss = self.config.loss
         errors = {
@@ -184,11 +226,6 @@ class System:
         noise = self.config.noise
         row = noise[name]
         return flow_matching.draw_tau(key, (batch,), row.schedule, row.parameter, noise.endpoint_probability)
-
-
-def unit(frames: UInt8[Array, "*shape 3"]) -> Float[Array, "*shape 3"]:
-    """uint8 pixels -> [-1, 1]."""
-    return frames.astype(jnp.float32) / 127.5 - 1
 
 
 def _action_sizes(data: Any) -> dict[str, int | None]:

@@ -32,6 +32,12 @@ class TextEncoderConfig:
     dtype: str = "float32"
 
 
+XXL = TextEncoderConfig(
+    vocabulary=256384, width=4096, heads=64, head_dim=64, mlp=10240, depth=24, dtype="bfloat16"
+)
+"""umT5-xxl as Wan2.2 uses it: 5,680,910,336 parameters."""
+
+
 def position_buckets(length: int, buckets: int, max_distance: int) -> Int[np.ndarray, "length length"]:
     """Bucket of every (query row, key column): half for each direction, exact when near, logarithmic beyond."""
     distance = np.arange(length)[None] - np.arange(length)[:, None]

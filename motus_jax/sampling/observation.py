@@ -3,17 +3,17 @@
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from jaxtyping import Bool, Float, Int, UInt8
+from jaxtyping import Float, UInt8
 
-from motus_jax.data import tokenizer
 from motus_jax.data.cameras import tile_cameras
 from motus_jax.data.contract import Contract
-from motus_jax.data.prompt import build_prompt
+from motus_jax.data.texts import Texts
 from motus_jax.errors import UserError
 
 
 def observe(
     contract: Contract,
+    texts: Texts,
     frames: Mapping[str, UInt8[np.ndarray, "B h w 3"]],
     states: Float[np.ndarray, "B Pr"],
     instructions: Sequence[str],
@@ -22,6 +22,7 @@ def observe(
 
     Args:
       contract: of the checkpoint.
+      texts: of the same contract.
       frames: RGB pictures by camera name; cameras that the contract does not know are ignored.
       states: measured, in the robot's units.
       instructions: one per row.
@@ -34,7 +35,7 @@ def observe(
             raise UserError(f"observation: expected camera {camera!r}; found {', '.join(sorted(frames)) or 'none'}")
     count = len(states)
     picture = tile_cameras([frames[camera] for camera in contract.cameras], contract.image_size)
-    tokens, words = zip(*(instruction_tokens(contract, text) for text in instructions), strict=True)
+    fields = [texts(text) for text in instructions]
     future = np.zeros((count, contract.video_frames, *contract.image_size, 3), np.uint8)
     real = np.arange(contract.action_dim) < contract.robot_action_dim
     nothing = np.zeros(count, np.int32)
@@ -43,13 +44,6 @@ def observe(
         "state": contract.normalise_state(states),
         "actions": np.zeros((count, contract.chunk, contract.action_dim), np.float32),
         "action_mask": np.tile(real, (count, contract.chunk, 1)),
-        "instruction": np.stack(tokens),
-        "instruction_mask": np.stack(words),
+        **{name: np.stack([row[name] for row in fields]) for name in fields[0]},
         **dict.fromkeys(("episode", "frame", "source", "layer", "embodiment"), nothing),
     }
-
-
-def instruction_tokens(contract: Contract, instruction: str) -> tuple[Int[np.ndarray, " L"], Bool[np.ndarray, " L"]]:
-    """The tokens of the prompt around an instruction, and where there is text."""
-    prompt = build_prompt(instruction, contract.prompt_template)
-    return tokenizer.encode(prompt, contract.instruction_length)

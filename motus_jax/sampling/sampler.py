@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PRNGKeyArray
 
-from motus_jax.models.system import Clean, System, unit
-from motus_jax.modes import Mode, Role, get_mode
+from motus_jax.models.system import System
+from motus_jax.modes import Role, get_mode
 from motus_jax.sampling.denoise import denoise, make_plan
 
 Sampler = Callable[[Mapping, Mapping, Mapping[str, Array], PRNGKeyArray], dict[str, Array]]
@@ -32,18 +32,21 @@ def make_sampler(system: System, mode: str, sampling: Any) -> Sampler:
 
     @jax.jit
     def sample(params: Mapping, frozen: Mapping, batch: Mapping[str, Array], key: PRNGKeyArray) -> dict[str, Array]:
-        clean = system.encode(frozen, batch)
-        context = system.context(params, batch, cache=True)
-        video, actions = _start(row, clean, key)
+        # A video that is not given has only its first frame to encode.
+        given = batch["frames"] if row.video is Role.GIVEN else batch["frames"][:, :1]
+        latents, state = system.encode_video(frozen, given), system.state(batch)
+        context = system.context(params, frozen, batch, cache=True)
+        shape = (len(latents), *system.latent_shape)
+        video = latents if row.video is Role.GIVEN else _noise(key, 0, shape)
+        actions = batch["actions"] if row.action is Role.GIVEN else _noise(key, 1, batch["actions"].shape)
 
         def field(video: Array, actions: Array, tau_video: Array, tau_action: Array) -> tuple[Array, Array]:
-            return system.velocities(params, video, actions, clean.state, tau_video, tau_action, context)
+            return system.velocities(params, video, actions, state, tau_video, tau_action, context)
 
-        latents, actions = denoise(field, video, actions, clean.video[:, :1], plan, sampling.solver)
+        video, actions = denoise(field, video, actions, latents[:, :1], plan, sampling.solver)
         result = {}
         if row.returns_video:
-            frames = system.codec.decode(frozen["video_codec"], latents, unit(batch["frames"][:, :1]))
-            result["video"] = (frames + 1) / 2
+            result["video"] = system.decode_video(frozen, video, batch)
         if row.returns_actions:
             result["actions"] = actions
         return result
@@ -51,10 +54,5 @@ def make_sampler(system: System, mode: str, sampling: Any) -> Sampler:
     return sample
 
 
-def _start(mode: Mode, clean: Clean, key: PRNGKeyArray) -> tuple[Array, Array]:
-    """Given data where the mode gives it, else noise drawn once."""
-    rows = ((mode.video, clean.video), (mode.action, clean.actions))
-    return tuple(
-        data if role is Role.GIVEN else jax.random.normal(jax.random.fold_in(key, i), data.shape, jnp.float32)
-        for i, (role, data) in enumerate(rows)
-    )
+def _noise(key: PRNGKeyArray, stream: int, shape: tuple[int, ...]) -> Array:
+    return jax.random.normal(jax.random.fold_in(key, stream), shape, jnp.float32)

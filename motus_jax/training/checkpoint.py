@@ -1,8 +1,8 @@
 """Checkpoints: what is in one, when they are written, and how a run or a sampler gets it back.
 
 `workdir/checkpoints/STEP/` holds four parts, written asynchronously by Orbax and visible only when complete:
-`state` (parameters, average, optimizer), `frozen` (the video codec), `data` (the grain iterator's position) and `meta`
-(JSON: format version, config, contract, parameter names and shapes, the open window of the curve).
+`state` (parameters, average, optimizer), `frozen` (encoders that are not trained, if any), `data` (the grain iterator's
+position) and `meta` (JSON: format version, config, contract, parameter names and shapes, the open window of the curve).
 """
 
 import dataclasses
@@ -97,7 +97,7 @@ class Checkpoints:
         Args:
           data: the grain iterator; its position must be that of the first batch after `step`.
         """
-        parts = {"state": state, "frozen": frozen, "data": data, "meta": meta}
+        parts = {"state": state, "data": data, "meta": meta} | ({"frozen": frozen} if frozen else {})
         if self._orbax.save_checkpointables_async(step, parts, force=True) is None:
             raise RuntimeError(f"Orbax refused to save step {step}")
 
@@ -136,9 +136,11 @@ class Checkpoints:
 
     def _load(self, step: int, state: Any, data: Any, place_frozen: Callable[[Any], Any]) -> Restored:
         meta = read_meta(self._root, step)
-        targets = {"state": state, "frozen": place_frozen(_abstract(meta["frozen"])), "data": data}
+        targets = {"state": state, "data": data}
+        if meta["frozen"]:
+            targets["frozen"] = place_frozen(_abstract(meta["frozen"]))
         loaded = self._orbax.load_checkpointables(step, targets)
-        return Restored(step, loaded["state"], loaded["frozen"], meta)
+        return Restored(step, loaded["state"], loaded.get("frozen", {}), meta)
 
     def _steps(self) -> list[int]:
         return sorted(checkpoint.step for checkpoint in self._orbax.checkpoints)
@@ -189,13 +191,49 @@ def _load_inference(root: pathlib.Path, step: int) -> Loaded:
 
     params = _abstract(meta["parameters"])
     ema = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, np.float32), tree.select(params, meta["trained"]))
-    targets = {"state": on_device({"params": params, "ema": ema}), "frozen": on_device(_abstract(meta["frozen"]))}
+    targets = {"state": on_device({"params": params, "ema": ema})}
+    if meta["frozen"]:
+        targets["frozen"] = on_device(_abstract(meta["frozen"]))
     context = _context()
     context.pytree.loading.partial_load = True  # the optimizer's state stays on disk
     with context:
         parts = ocp.load_checkpointables(root / str(step), targets)
     params = tree.overlay(parts["state"]["params"], parts["state"]["ema"])
-    return Loaded(config_from_json(meta["config"]), meta["contract"], params, parts["frozen"], step)
+    return Loaded(config_from_json(meta["config"]), meta["contract"], params, parts.get("frozen", {}), step)
+
+
+def leaf_shapes(workdir: pathlib.Path) -> dict[str, tuple[int, ...]]:
+    """Leaf path -> shape of everything but the optimizer's state in a run's newest checkpoint that is whole."""
+    root = directory_of(workdir)
+    meta = newest_readable(root, available_steps(workdir), lambda step: read_meta(root, step))
+    return {path: tuple(shape) for part in ("parameters", "frozen") for path, (shape, _) in meta[part].items()}
+
+
+def load_leaves(workdir: pathlib.Path, targets: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:
+    """Chosen leaves of a run's newest checkpoint that is whole: averaged where they were trained.
+
+    Args:
+      targets: leaf path -> shape, type and sharding; values are cast to that type.
+    """
+    root = directory_of(workdir)
+
+    def read(step: int) -> dict[str, jax.Array]:
+        meta = read_meta(root, step)
+        where = {"params": set(meta["parameters"]) - set(meta["trained"]), "ema": set(meta["trained"])}
+        parts = {name: {path: leaf for path, leaf in targets.items() if path in paths} for name, paths in where.items()}
+        frozen = {path: leaf for path, leaf in targets.items() if path in meta["frozen"]}
+        asked = {
+            "state": {name: tree.unflatten(leaves) for name, leaves in parts.items() if leaves},
+            "frozen": tree.unflatten(frozen),
+        }
+        context = _context()
+        context.pytree.loading.partial_load = True
+        with context:
+            loaded = ocp.load_checkpointables(root / str(step), {name: part for name, part in asked.items() if part})
+        found = [*loaded.get("state", {}).values(), loaded.get("frozen", {})]
+        return {path: leaf for part in found for path, leaf in tree.flatten(part).items()}
+
+    return newest_readable(root, available_steps(workdir), read)
 
 
 def available_steps(workdir: str | pathlib.Path) -> list[int]:

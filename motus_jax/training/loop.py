@@ -18,9 +18,10 @@ from jax.sharding import Mesh
 
 from motus_jax import modes
 from motus_jax.data.contract import Contract
-from motus_jax.training import checkpoint, metrics, sharding, step, table
+from motus_jax.training import checkpoint, initial, metrics, sharding, step, table
 from motus_jax.training.metrics import note
 from motus_jax.training.optimizer import make_optimizer
+from motus_jax.weights import tree
 
 Batch = Mapping[str, np.ndarray]
 
@@ -111,14 +112,15 @@ def train(
             optimizer = make_optimizer(config.optimizer, jax.eval_shape(init, key), config.steps)
 
             note("State")
-            init_state = functools.partial(step.init_state, init, optimizer)
-            placed = sharding.tree_shardings(jax.eval_shape(init_state, key), mesh)
+            shapes = jax.eval_shape(lambda key: step.init_state(init(key), optimizer), key)
+            placed = sharding.tree_shardings(shapes, mesh)
+            targets, start, window = _with_shardings(shapes, placed), 0, []
             if found is None:
-                state = jax.jit(init_state, out_shardings=placed, compiler_options=step.compiler_options())(key)
-                frozen, start, window = _fit_frozen(system, data, mesh), 0, []
+                params, frozen = _first_trees(config, system, init, key, targets["params"], data, mesh)
+                first = functools.partial(step.init_state, optimizer=optimizer)
+                state = jax.jit(first, out_shardings=placed, donate_argnames="params")(params=params)
             else:
-                abstract = _with_shardings(jax.eval_shape(init_state, key), placed)
-                state, frozen, start, window = _restore(checkpoints, abstract, data, mesh)
+                state, frozen, start, window = _restore(checkpoints, targets, data, mesh)
             note(table.parameter_table(state["params"], optimizer))
 
             note("Step")
@@ -152,6 +154,33 @@ def _is_finished(meta: checkpoint.Meta, config: ml_collections.ConfigDict, workd
     if finished:
         note(f"{workdir} is trained to step {meta['step']} of {config.steps}: nothing to do")
     return finished
+
+
+def _first_trees(
+    config: ml_collections.ConfigDict, system: step.Trainable, init: Callable[[jax.Array], Any], key: jax.Array,
+    targets: Any, data: Data, mesh: Mesh,
+) -> tuple[Any, Any]:  # fmt: skip
+    """(params, frozen) of a new run: fresh, fitted to the data, or from where `config.init_from` says.
+
+    Args:
+      targets: the parameters as `jax.ShapeDtypeStruct`s with shardings.
+    """
+    outside = system.frozen_shapes()
+    outside = _with_shardings(outside, sharding.tree_shardings(outside, mesh, sharding.FROZEN_RULES))
+    loaded = initial.load(config.init_from, {**targets, **outside})
+    if config.init_from:
+        note(initial.table(config.init_from, {**targets, **outside}))
+    initial.refuse_untrained(outside, loaded)
+    fresh = {path: leaf.sharding for path, leaf in tree.flatten(targets).items() if path not in loaded}
+    # What is not returned is not computed: no random copy of what was loaded ever exists.
+    make = jax.jit(
+        lambda key: tree.select(init(key), fresh),
+        out_shardings=tree.unflatten(fresh), compiler_options=step.compiler_options(),
+    )  # fmt: skip
+    given = {name: {path: leaf for path, leaf in loaded.items() if path in tree.flatten(shapes)}
+             for name, shapes in (("params", targets), ("frozen", outside))}  # fmt: skip
+    params = tree.overlay(make(key), tree.unflatten(given["params"]))
+    return params, {**tree.unflatten(given["frozen"]), **_fit_frozen(system, data, mesh)}
 
 
 def _fit_frozen(system: step.Trainable, data: Data, mesh: Mesh) -> Any:

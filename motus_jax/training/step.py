@@ -32,18 +32,15 @@ class Trainable(Protocol):
 
     def fit_frozen(self, frames: Any) -> tree.Tree: ...
 
+    def frozen_shapes(self) -> tree.Tree: ...
+
     def loss(
         self, params: tree.Tree, frozen: tree.Tree, batch: Batch, key: PRNGKeyArray, mode_weights: Array | None = None
     ) -> tuple[Float[Array, ""], Metrics]: ...
 
 
-def init_state(init: Callable[[PRNGKeyArray], tree.Tree], optimizer: Optimizer, key: PRNGKeyArray) -> State:
-    """The state before the first update. Pure: run it under `jax.jit` with `out_shardings`, or `jax.eval_shape`.
-
-    Args:
-      init: makes the parameters.
-    """
-    params = init(key)
+def init_state(params: tree.Tree, optimizer: Optimizer) -> State:
+    """The state before the first update. Pure: run it under `jax.jit` with `out_shardings`, or `jax.eval_shape`."""
     trained = tree.select(params, optimizer.trained)
     return {
         "step": jnp.zeros((), jnp.int32),

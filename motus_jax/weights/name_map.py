@@ -41,14 +41,27 @@ def _patch_public(x: Array, shape: tuple[int, ...]) -> Array:
     return x.reshape(*patch, channels, width).transpose(4, 3, 0, 1, 2)
 
 
+def _conv_ours(x: Array) -> Array:
+    return x.transpose(*range(2, x.ndim), 1, 0)
+
+
+def _conv_public(x: Array, shape: tuple[int, ...]) -> Array:
+    return x.transpose(x.ndim - 1, x.ndim - 2, *range(x.ndim - 2))
+
+
 LAYOUTS: dict[str, Layout] = {
     "same": Layout(lambda x: x, lambda x, shape: x),
     "transpose": Layout(lambda x: x.T, lambda x, shape: x.T),
     "squeeze": Layout(lambda x: x[0], lambda x, shape: x[None]),
     "stacked_qkv": Layout(_stacked_qkv_ours, _stacked_qkv_public),
     "patch": Layout(_patch_ours, _patch_public),
+    "flat_patch": Layout(lambda x: x.reshape(len(x), -1).T, lambda x, shape: x.T.reshape(shape)),
+    "conv": Layout(_conv_ours, _conv_public),
+    "vector": Layout(lambda x: x.reshape(-1), lambda x, shape: x.reshape(shape)),
 }
-"""`stacked_qkv`: [3, heads, in, head_dim] <-> [in, 3 heads head_dim]; `patch`: Conv3d [out, in, t, h, w] <-> dense."""
+"""`stacked_qkv`: [3, heads, in, head_dim] <-> [in, 3 heads head_dim]; `patch`: Conv3d [out, in, t, h, w] <-> dense over
+(t, h, w, in); `flat_patch`: the same <-> dense over (in, t, h, w); `conv`: [out, in, *window] <-> [*window, in, out];
+`vector`: [features, 1, ...] <-> [features]."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,11 +3,6 @@
 from motus_jax.models.text_encoder import TextEncoderConfig
 from motus_jax.weights.name_map import Rule
 
-XXL = TextEncoderConfig(
-    vocabulary=256384, width=4096, heads=64, head_dim=64, mlp=10240, depth=24, dtype="bfloat16"
-)
-"""umT5-xxl as Wan2.2 uses it: 5,680,910,336 parameters."""
-
 
 def rules(config: TextEncoderConfig) -> list[Rule]:
     """The whole map."""
@@ -29,3 +24,21 @@ def rules(config: TextEncoderConfig) -> list[Rule]:
         *(Rule(f"{source}{public}.weight", f"layers/{ours}/kernel", "transpose", (width_out, width_in))
           for public, ours, width_in, width_out in kernels),
     ]
+
+
+_HF = r"encoder\.block\.(\d+)\.layer\."
+SPELLINGS: dict[str, tuple[tuple[str, str], ...]] = {
+    "Wan (.pth)": (),
+    "Hugging Face UMT5EncoderModel": (
+        (r"(?:shared|encoder\.embed_tokens)\.weight", "token_embedding.weight"),
+        (r"encoder\.final_layer_norm\.weight", "norm.weight"),
+        (_HF + r"0\.layer_norm\.weight", r"blocks.\1.norm1.weight"),
+        (_HF + r"1\.layer_norm\.weight", r"blocks.\1.norm2.weight"),
+        (_HF + r"0\.SelfAttention\.([qkvo])\.weight", r"blocks.\1.attn.\2.weight"),
+        (_HF + r"0\.SelfAttention\.relative_attention_bias\.weight", r"blocks.\1.pos_embedding.embedding.weight"),
+        (_HF + r"1\.DenseReluDense\.wi_0\.weight", r"blocks.\1.ffn.gate.0.weight"),
+        (_HF + r"1\.DenseReluDense\.wi_1\.weight", r"blocks.\1.ffn.fc1.weight"),
+        (_HF + r"1\.DenseReluDense\.wo\.weight", r"blocks.\1.ffn.fc2.weight"),
+    ),
+}
+"""Layout -> (regex, name in the map above): the names that the encoder has in each public layout."""

@@ -7,6 +7,7 @@ import pytest
 import synthetic
 
 from motus_jax.data.contract import Affine
+from motus_jax.data.texts import Texts
 from motus_jax.errors import UserError
 
 pytestmark = pytest.mark.simulator
@@ -40,7 +41,7 @@ def test_a_model_that_stays_where_it_is_beats_nobody(acting, contract):
 
     said = []
     entry = acting.success_rates(
-        predict, contract, ("transfer_cube",), episodes=2, batch_size=4, seed=0, say=said.append
+        predict, contract, Texts(contract, {}), ("transfer_cube",), episodes=2, batch_size=4, seed=0, say=said.append
     )
     assert not entry["beats_baselines"]
     assert entry["policies"]["this_model"]["successes"] == 0
@@ -65,12 +66,12 @@ def test_success_must_not_be_luck(acting, successes, better):
 
 def test_tasks_are_found_by_their_instructions(acting, contract):
     from motus_jax.robots import tasks
-    from motus_jax.sampling.observation import instruction_tokens
 
     texts = [tasks.TASKS["transfer_cube"].instructions[-1], "something else"]
-    tokens = np.stack([instruction_tokens(contract, text)[0] for text in texts])
-    assert acting.simulated_tasks(tokens, contract) == ("transfer_cube",)
+    made = Texts(contract, {})
+    tokens = np.stack([made(text)["instruction"] for text in texts])
+    assert acting.simulated_tasks(tokens, contract, made) == ("transfer_cube",)
     with pytest.raises(UserError, match="found none"):
-        acting.simulated_tasks(tokens[1:], contract)
+        acting.simulated_tasks(tokens[1:], contract, made)
     with pytest.raises(UserError, match="expected robot 'aloha'; found 'panda'"):
-        acting.simulated_tasks(tokens, dataclasses.replace(contract, robot="panda"))
+        acting.simulated_tasks(tokens, dataclasses.replace(contract, robot="panda"), made)

@@ -39,7 +39,7 @@ def seen(fixture):
 def test_equals_the_same_moment_of_the_dataset(dataset, seen):
     example = dataset.example(EPISODE, ROW)
     state = dataset.raw_state(EPISODE, ROW)
-    batch = observe(dataset.spec, seen, state[None], [dataset.source.instruction(EPISODE, ROW)])
+    batch = observe(dataset.spec, dataset.texts, seen, state[None], [dataset.source.instruction(EPISODE, ROW)])
     assert set(batch) == set(example)
     for name, value in example.items():
         assert batch[name].shape == (1, *np.shape(value)), name
@@ -54,6 +54,7 @@ def test_equals_the_same_moment_of_the_dataset(dataset, seen):
 
 def test_missing_camera_and_wrong_state_are_named(dataset, seen):
     with pytest.raises(UserError, match=r"expected camera 'left_wrist'; found right_wrist, top"):
-        observe(dataset.spec, {k: v for k, v in seen.items() if k != "left_wrist"}, np.zeros((1, 14)), ["lift"])
+        rest = {name: frames for name, frames in seen.items() if name != "left_wrist"}
+        observe(dataset.spec, dataset.texts, rest, np.zeros((1, 14)), ["lift"])
     with pytest.raises(UserError, match="expected 14 numbers; found 13"):
-        observe(dataset.spec, seen, np.zeros((1, 13)), ["lift"])
+        observe(dataset.spec, dataset.texts, seen, np.zeros((1, 13)), ["lift"])

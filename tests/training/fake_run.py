@@ -29,7 +29,7 @@ def get_config() -> ml_collections.ConfigDict:
     """Defaults that train in seconds."""
     return ml_collections.ConfigDict({
         "seed": 0, "platform": "", "steps": 12, "batch_size": B, "mode": "unified", "log_every": 3,
-        "validate_every": 6, "model": {"width": WIDTH}, "data": {"noise": 0.0, "threads": 1},
+        "init_from": (), "validate_every": 6, "model": {"width": WIDTH}, "data": {"noise": 0.0, "threads": 1},
         "optimizer": {
             "name": "adamw", "b1": 0.9, "b2": 0.95, "eps": 1e-8, "clip": 1.0, "ema": 0.99, "accumulate": 1,
             "schedule": {"name": "warmup_cosine", "peak": 1e-2, "warmup": 3, "end": 1e-4},
@@ -65,6 +65,9 @@ class FakeSystem:
 
     def fit_frozen(self, frames):
         return {"codec": {"mean": np.asarray(frames, np.float32).mean((0, 1))}}
+
+    def frozen_shapes(self):
+        return {}
 
     def loss(self, params, frozen, batch, key, mode_weights=None):
         picture = batch["frames"][:, 0].astype(jnp.float32) - frozen["codec"]["mean"]

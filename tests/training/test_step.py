@@ -36,7 +36,7 @@ class Setting:
         self.train_step = step.make_train_step(self.system, self.optimizer, config.optimizer, self.mesh, shardings)
 
     def state(self):
-        return step.init_state(self.system.init, self.optimizer, self.key)
+        return step.init_state(self.system.init(self.key), self.optimizer)
 
     def update(self, times=1):
         state = self.new_state()
