@@ -71,7 +71,9 @@ def measure(folder: pathlib.Path, rounds: int) -> dict[str, Any]:
     shards = make_checkpoint(folder / "source")
     sizes = [shard.stat().st_size for shard in shards]
     copies, imports = [], []
+    loads = []
     for _ in range(rounds):
+        loads.append(os.getloadavg()[0])
         _prepare(shards)
         copies.append(_copy(shards, folder / "copy"))
         _prepare(shards)
@@ -92,6 +94,7 @@ def measure(folder: pathlib.Path, rounds: int) -> dict[str, Any]:
         "peak_without_interpreter_bytes": max(row["peak_bytes"] - row["before_bytes"] for row in imports),
         "allowed_bytes": limit,
         "peak_over_allowed": peak / limit,
+        "load_average_before_rounds": loads,
         "rounds": {"copy": copies, "import": imports},
     }
 

@@ -32,7 +32,7 @@ from motus_jax.models.video_vae import VideoVaeConfig
 SIDES, WAYS = ("jax", "torch"), ("encode", "decode")
 CONFIDENCE = 0.95
 SMALL = VideoVaeConfig(width=32, decoder_width=48, channels=16, latent_mean=(0.0,) * 16, latent_std=(1.0,) * 16)
-SIZES = {"small": (SMALL, (1, 9, 64, 96, 3)), "release": (VideoVaeConfig(), (1, 9, 64, 48, 3))}
+SIZES = {"small": (SMALL, (1, 9, 64, 96, 3)), "release": (VideoVaeConfig(), (1, 5, 192, 160, 3))}
 """Word -> network and video [B, T, H, W, 3]; `release` has the release's widths."""
 SIZE = flags.DEFINE_enum("size", "small", list(SIZES), "network and video")
 OUT = flags.DEFINE_string("out", None, "JSON file to write")

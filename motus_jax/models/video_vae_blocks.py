@@ -29,7 +29,8 @@ TAPS = 3
 class CausalConv(nn.Module):
     """3x3x3 convolution over the current and the two frames before it; parameters `kernel` [t, h, w, in, out], `bias`.
 
-    A sum of 2-D convolutions, one for each frame under the kernel: 1.2 to 3 times as fast as a 3-D one on CPU.
+    In float32 an even number of frames takes two thirds of the products (`_pairwise`). In bfloat16 it does not: the
+    sums of frames would be rounded before the products.
     """
 
     features: int
@@ -39,11 +40,11 @@ class CausalConv(nn.Module):
     def __call__(self, x: Float[Array, "B T H W C"]) -> Float[Array, "B T H W O"]:
         kernel = self.param("kernel", FAN_IN, (TAPS, 3, 3, x.shape[-1], self.features)).astype(self.dtype)
         bias = self.param("bias", ZEROS, (self.features,)).astype(self.dtype)
-        frames = remember(self, x, TAPS - 1)
+        frames, count = remember(self, x, TAPS - 1), x.shape[1]
+        if count % 2 == 0 and kernel.dtype == jnp.float32:
+            return _pairwise(frames, kernel) + bias
         # The first chunk has no past: only the last tap meets a frame.
-        taps = kernel[x.shape[1] - frames.shape[1] - 1 :]
-        parts = [_per_frame(_convolve, frames[:, i : i + x.shape[1]], tap) for i, tap in enumerate(taps)]
-        return sum(parts) + bias
+        return _convolve_in_time(frames, kernel[count - frames.shape[1] - 1 :]) + bias
 
 
 def remember(module: nn.Module, x: Float[Array, "B T H W C"], count: int) -> Float[Array, "B S H W C"]:
@@ -196,6 +197,30 @@ def _per_frame(
 ) -> Float[Array, "B T h w O"]:
     y = function(x.reshape(-1, *x.shape[2:]), kernel)
     return y.reshape(*x.shape[:2], *y.shape[1:])
+
+
+def _pairwise(frames: Float[Array, "B T+2 H W C"], kernel: Float[Array, "3 h w C O"]) -> Float[Array, "B T H W O"]:
+    """A 3-wide convolution in time with four 2-D ones for each two frames, not six.
+
+    Winograd's F(2, 3), here along time only, where it costs float32 less than one digit; Lavin & Gray 2016, "Fast
+    algorithms for convolutional neural networks", section 4.1.
+    """
+    batch, count = frames.shape[0], frames.shape[1] - TAPS + 1
+    a, b, c, d = (frames[:, i : i + count : 2] for i in range(4))
+    outer, inner = (kernel[0] + kernel[2]) / 2, kernel[1] / 2
+    first = _per_frame(_convolve, a - c, kernel[0])
+    plus = _per_frame(_convolve, b + c, outer + inner)
+    minus = _per_frame(_convolve, c - b, outer - inner)
+    last = _per_frame(_convolve, b - d, kernel[2])
+    y = jnp.stack([first + plus + minus, plus - minus - last], 2)
+    return y.reshape(batch, count, *y.shape[3:])
+
+
+def _convolve_in_time(frames: Float[Array, "B S H W C"], kernel: Float[Array, "t 3 3 C O"]) -> Array:
+    """3-D convolution without padding in time, [B, S - t + 1, H, W, O]."""
+    return jax.lax.conv_general_dilated(
+        frames, kernel, (1, 1, 1), ((0, 0), (1, 1), (1, 1)), dimension_numbers=("NDHWC", "DHWIO", "NDHWC")
+    )
 
 
 def _convolve(

@@ -12,7 +12,7 @@ from motus_jax.errors import UserError
 from motus_jax.models.system import System
 from motus_jax.sampling.sampler import make_sampler
 
-VAE = {"kind": "wan", "width": 4, "decoder_width": 4, "multipliers": (1, 1, 1, 1), "blocks": 1}
+VAE = {"kind": "wan", "width": 4, "decoder_width": 4, "multipliers": (1, 1), "temporal": (True,), "blocks": 1}
 QWEN = {
     "kind": "qwen3_vl", "vision": {"depth": 2, "width": 16, "heads": 2, "mlp": 16, "taps": (0,), "positions": 4},
     "vocabulary": 64, "depth": 2, "heads": 2, "kv_heads": 1, "head_dim": 8, "mlp": 16, "sections": (2, 1, 1),
@@ -26,7 +26,6 @@ def pretrained_kinds():
     config = debug.get_config()
     with config.unlocked():
         config.data.update({"image_size": (32, 64), "chat": "train", "chat_length": 8})
-        config.model.overrides.video.patch = (1, 1, 1)
         config.model.overrides.depth = 2
         config.model.video_codec = ml_collections.ConfigDict(VAE)
         config.model.vlm = ml_collections.ConfigDict(QWEN)

@@ -10,7 +10,7 @@ from safetensors.numpy import load_file, save_file
 from motus_jax import convert
 from motus_jax.errors import UserError
 from motus_jax.models.config import get_variant
-from motus_jax.models.text_encoder import TextEncoder, TextEncoderConfig, position_buckets
+from motus_jax.models.text_encoder import XXL, TextEncoder, TextEncoderConfig, position_buckets
 from motus_jax.weights import golden, motus, umt5
 from motus_jax.weights.name_map import flatten, to_public, to_tree
 
@@ -95,7 +95,7 @@ def test_names_and_shapes_of_the_8b_release(golden_dir):
 
 def test_names_and_shapes_of_umt5(golden_dir):
     public = _table(golden_dir, lambda name, kind: name.startswith("T5:"))
-    ours = {f"T5:{name}": rule.shape for rule in umt5.rules(umt5.XXL) for name in rule.names(umt5.XXL.depth)}
+    ours = {f"T5:{name}": rule.shape for rule in umt5.rules(XXL) for name in rule.names(umt5.XXL.depth)}
     assert ours == public
     assert sum(int(np.prod(shape)) for shape in ours.values()) == 5_680_910_336
 
