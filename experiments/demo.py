@@ -13,9 +13,9 @@ copying the frame gives 20.6); muon and noise levels shifted to where the sample
 at tau > 3/4 of 0.18 after 500 steps; AdamW with half the shift or less 0.52). Chosen by reasoning, not ablated: a
 network that predicts clean data, because the noise of a patch must then not pass through its 128 channels.
 
-24 latent channels that weigh as they do in pixels, instead of 48 evened out (`whitening` 0.5): after 400 steps the world
-model has 23.63 dB instead of 23.48, and loses 0.20 dB instead of 0.08 with another episode's actions. A third of the
-examples in `world_model` instead of a fifth, and a table without a pattern: changed together, not ablated.
+24 latent channels that weigh as they do in pixels, instead of 48 evened out (`whitening` 0.5): after 400 steps the
+world model has 23.63 dB instead of 23.48, and loses 0.20 dB instead of 0.08 with another episode's actions. A third of
+the examples in `world_model` instead of a fifth, and a table without a pattern: changed together, not ablated.
 """
 
 import ml_collections
