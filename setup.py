@@ -31,6 +31,8 @@ EXTRAS = {
     # gym-aloha and metaworld pin older simulators than they need; install both with --no-deps (README, "Simulator").
     "simulator": ["mujoco==3.8.1", "gymnasium>=1.0", "packaging", "imageio"],
     "benchmark": ["torch>=2.6"],
+    # What tests/parity compares with. On Linux without a GPU take PyTorch's CPU build first (README, "Tests").
+    "parity": ["torch>=2.6", "transformers>=5.23", "diffusers>=0.42"],
 }
 
 setup(
