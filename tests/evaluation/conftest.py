@@ -7,6 +7,7 @@ import pytest
 import synthetic
 
 from motus_jax import evaluate
+from motus_jax.data.texts import Texts
 from motus_jax.evaluation import baselines, results
 from motus_jax.evaluation.held_out import HeldOut
 from motus_jax.evaluation.runner import Evaluator
@@ -40,7 +41,8 @@ def evaluated(tmp_path_factory):
         },
     }  # fmt: skip
     results.write_metrics(workdir / results.METRICS_FILE, found)
-    evaluate.keep_examples(evaluator, synthetic.contract(), {}, workdir / results.EXAMPLES_FILE)
+    contract = synthetic.contract()
+    evaluate.keep_examples(evaluator, contract, Texts(contract, {}), {}, workdir / results.EXAMPLES_FILE)
     write_curves(workdir)
     return workdir
 

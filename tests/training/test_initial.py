@@ -33,7 +33,7 @@ def imported(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("imported") / "weights"
     leaves = {"fixed/kernel": np.full((12, 64), 0.5, np.float32)}
     ocp.save(importer.imported_directory(workdir) / "video", tree.unflatten(leaves))
-    shapes = {path: {"shape": list(leaf.shape), "dtype": "float32"} for path, leaf in leaves.items()}
+    shapes = {path: {"shape": list(x.shape), "dtype": "float32", "bytes": x.nbytes} for path, x in leaves.items()}
     report = {"format": importer.FORMAT, "imports": [{"subtrees": {"video": {"leaves": shapes}}}]}
     (importer.imported_directory(workdir) / importer.REPORT).write_text(json.dumps(report))
     return workdir

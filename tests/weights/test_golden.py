@@ -95,7 +95,7 @@ def test_names_and_shapes_of_the_8b_release(golden_dir):
 
 def test_names_and_shapes_of_umt5(golden_dir):
     public = _table(golden_dir, lambda name, kind: name.startswith("T5:"))
-    ours = {f"T5:{name}": rule.shape for rule in umt5.rules(XXL) for name in rule.names(umt5.XXL.depth)}
+    ours = {f"T5:{name}": rule.shape for rule in umt5.rules(XXL) for name in rule.names(XXL.depth)}
     assert ours == public
     assert sum(int(np.prod(shape)) for shape in ours.values()) == 5_680_910_336
 
