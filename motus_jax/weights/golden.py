@@ -28,6 +28,7 @@ from motus_jax.models.losses import action_loss, video_loss
 from motus_jax.models.motus import Motus
 from motus_jax.modes import MODES
 from motus_jax.sampling.denoise import denoise, make_plan, with_condition
+from motus_jax.weights import golden_extras
 from motus_jax.weights import motus as names
 from motus_jax.weights.name_map import to_public, to_tree
 
@@ -145,8 +146,13 @@ def verify(folder: pathlib.Path, config_file: pathlib.Path) -> dict[str, list[De
             path = next((place / name for place in (folder, folder.parent / "common") if (place / name).exists()), None)
             if path is not None:
                 found[name] = _compare(check(golden, load_file(path)), load_file(path))
+        for name, check in golden_extras.CHECKS.items():
+            if (folder / name).exists():
+                tensors = load_file(folder / name)
+                found[name] = _compare(check(folder, tensors), tensors, golden_extras.LIMIT)
     if not found:
-        raise UserError(f"{folder} holds none of {', '.join(CHECKS)}: nothing to verify")
+        known = ", ".join((*CHECKS, *golden_extras.CHECKS))
+        raise UserError(f"{folder} holds none of {known}: nothing to verify")
     return found
 
 
@@ -155,14 +161,16 @@ def _listed(folder: pathlib.Path) -> set[str]:
     return {row["file"] for row in json.loads(manifest.read_text())} if manifest.exists() else set()
 
 
-def _compare(ours: Iterator[tuple[str, np.ndarray]], golden: Tensors) -> list[Deviation]:
+def _compare(
+    ours: Iterator[tuple[str, np.ndarray]], golden: Tensors, limit: float = FORWARD_LIMIT
+) -> list[Deviation]:
     """Pairs by name; a golden tensor that is neither an input nor recomputed is an error."""
     deviations, seen = [], set()
     for name, value in ours:
         if name not in golden:
             continue
         seen.add(name)
-        deviations.append(_deviation(name, np.asarray(value, np.float64), golden[name].astype(np.float64)))
+        deviations.append(_deviation(name, np.asarray(value, np.float64), golden[name].astype(np.float64), limit))
     forgotten = {name for name in golden if not name.startswith(_NOT_RECOMPUTED)} - seen
     if forgotten:
         raise UserError(f"golden tensor {min(forgotten)!r} has no counterpart in this model")
@@ -174,7 +182,7 @@ _NOT_RECOMPUTED = ("in.", "rope.in", "sinusoid.t", "step.model_output", "step.no
 """Inputs, and what the release computes without using it: its UniPC tables and its per-timestep loss weights."""
 
 
-def _deviation(name: str, ours: np.ndarray, golden: np.ndarray) -> Deviation:
+def _deviation(name: str, ours: np.ndarray, golden: np.ndarray, limit: float) -> Deviation:
     if ours.shape != golden.shape:
         raise UserError(f"golden tensor {name!r}: expected shape {golden.shape}, found {ours.shape}")
     worst = float(np.abs(ours - golden).max()) if np.isfinite(ours).all() else float("inf")
@@ -185,7 +193,7 @@ def _deviation(name: str, ours: np.ndarray, golden: np.ndarray) -> Deviation:
         return Deviation(name, worst / scale, NORM_LIMIT)
     if "timesteps" in name or name in ("derived.t_video", "derived.t_action"):
         return Deviation(name, worst / 1000, FORWARD_LIMIT)
-    return Deviation(name, worst, FORWARD_LIMIT)
+    return Deviation(name, worst, limit)
 
 
 def channel_last(x: np.ndarray) -> jax.Array:
