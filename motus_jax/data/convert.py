@@ -124,7 +124,7 @@ def make_plan(source: Source, kind: str, settings: Settings) -> Plan:
     sizes = {name: source.cameras[name] for name in names}
     cameras = {name: None if size is None else clip.fitted_size(size, settings.size) for name, size in sizes.items()}
     fps = settings.fps or source.fps
-    origin = {"kind": kind, "format": source.format, "options": dict(source.options), **source.facts()}
+    origin = {"kind": kind, "format": source.format, **source.facts()}
     return Plan(
         origin=json.loads(json.dumps(origin)),
         cameras=cameras,

@@ -1,6 +1,7 @@
 """One split of one source, as examples for the model (`motus_jax.data.mixture.make_dataset`)."""
 
 import bisect
+import dataclasses
 import functools
 import logging
 from collections.abc import Mapping, Sequence
@@ -158,6 +159,11 @@ class Dataset:
         """Takes the normalisation from statistics of all sources of the embodiment instead of this one's alone."""
         self.statistics = statistics
         self.spec = self._own_spec()
+
+    def share_numbers(self, contract: Contract) -> None:
+        """Takes the normalisation from the contract of another source of the embodiment."""
+        self._own = False
+        self.spec = dataclasses.replace(self.spec, state=contract.state, action=contract.action)
 
     @property
     def instructions(self) -> list[str]:

@@ -168,7 +168,7 @@ def make_dataset(
     if dataset.needs_statistics and len(together) > 1:
         found = {other: dataset if other == name else Dataset(sources[other], split) for other in together}
         _raise(_disagreements(found))
-        _share_statistics(found)
+        _share_statistics(found, {})
     return dataset
 
 
@@ -181,7 +181,7 @@ def make_mixture(
     Args:
       data_config: `config.data`.
       split: "train" or "test".
-      contracts: of a checkpoint, by source.
+      contracts: of a checkpoint, by source; sources without one take the normalisation of their embodiment's.
       features: by source: read in place of its videos.
 
     Raises:
@@ -201,7 +201,7 @@ def make_mixture(
                 raise
             refused[name] = str(error)
     _raise(refused | _disagreements(datasets))
-    _share_statistics(datasets)
+    _share_statistics(datasets, contracts or {})
     return Mixture(settings, split, datasets, probabilities(settings, sources))
 
 
@@ -212,14 +212,22 @@ def _raise(refused: Mapping[str, str]) -> None:
         raise UserError(f"config.data.sources: expected sources that fit the model and each other; found{rows}")
 
 
-def _share_statistics(datasets: Mapping[str, Dataset]) -> None:
-    """Gives sources of one embodiment one normalisation, so that the model reads and writes one unit for it."""
+def _share_statistics(datasets: Mapping[str, Dataset], contracts: Mapping[str, Contract]) -> None:
+    """Gives sources of one embodiment one normalisation, so that the model reads and writes one unit for it: that of a
+    contract, or else that of all their rows."""
     groups: dict[str, list[Dataset]] = {}
+    given: dict[str, Contract] = {}
     for name, dataset in datasets.items():
+        embodiment = dataset.settings["embodiment"] or name
+        if name in contracts:
+            given.setdefault(embodiment, contracts[name])
         if dataset.needs_statistics:
-            groups.setdefault(dataset.settings["embodiment"] or name, []).append(dataset)
-    for group in groups.values():
-        if len(group) > 1:
+            groups.setdefault(embodiment, []).append(dataset)
+    for embodiment, group in groups.items():
+        if embodiment in given:
+            for dataset in group:
+                dataset.share_numbers(given[embodiment])
+        elif len(group) > 1:
             together = merged([dataset.statistics for dataset in group])
             for dataset in group:
                 dataset.share_statistics(together)

@@ -5,7 +5,9 @@ model: rates, action spaces, normalisation and tiling are the business of `motus
 """
 
 import abc
+import bisect
 import dataclasses
+import json
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -77,6 +79,8 @@ class Source(abc.ABC):
       state_names, action_names: a name per dim; empty where there are no states or actions.
       latent_dim: width of the latent actions; 0 where there are none.
       episodes: all episodes, in order of their index.
+      left_out: places, among all episodes that were looked for, of those that could not be read, rising: the default
+        split stays where it was when a file goes bad.
       fetches_ahead: whether `expect` does anything.
     """
 
@@ -93,6 +97,7 @@ class Source(abc.ABC):
     latent_dim: int = 0
     fetches_ahead: bool = False
     episodes: Sequence[Episode]
+    left_out: Sequence[int] = ()
 
     def __init__(self, path: str, options: Mapping[str, Any] | None = None):
         """Remembers path and options; formats go on from here.
@@ -187,9 +192,10 @@ class Source(abc.ABC):
         return texts[choice % len(texts)] if texts else ""
 
     def facts(self) -> dict[str, Any]:
-        """Rate and size, which tell this source from others and from itself written anew."""
+        """Rate, size and what `options` change, which tell this source from others and from itself written anew."""
         size = {"episodes": len(self.episodes), "rows": self.total_frames, "table_bytes": self.size_bytes()}
-        return {"fps": self.fps, **size}
+        options = {name: value for name, value in self.options.items() if value != self.OPTIONS[name]}
+        return {"fps": self.fps, "options": json.loads(json.dumps(options, default=list)), **size}
 
     def camera_key(self, name: str) -> str:
         """The camera that `name` means; formats may know short forms.
@@ -220,7 +226,9 @@ class Source(abc.ABC):
             name = "val"
         if set(named) == {"train"} and len(self.episodes) > 1:
             ((first, last),) = self._parse_split(named["train"])
-            middle = last - max(1, round(HELD_OUT * (last - first)))
+            listed = last - first + len(self.left_out)
+            middle = listed - max(1, round(HELD_OUT * listed))
+            middle += first - bisect.bisect_left(self.left_out, middle)
             named = {"train": f"{first}:{middle}", "test": f"{middle}:{last}"}
         if name not in named:
             raise UserError(f"split {name!r} in {self.path}: expected one of {', '.join(named)}; found no such split")
@@ -229,7 +237,8 @@ class Source(abc.ABC):
     def split(self, name: str) -> list[int]:
         """Episode indices of a split.
 
-        A source that names only "train" (LeRobot's default) holds out its last tenth as "test".
+        A source that names only "train" (LeRobot's default) holds out its last tenth as "test", counted with those
+        that cannot be read.
 
         Raises:
           UserError: no such split, or it names episodes that do not exist.

@@ -7,6 +7,7 @@ beside them in `workdir/frozen` and `workdir/base`, once for all steps (`motus_j
 """
 
 import dataclasses
+import fnmatch
 import importlib.metadata
 import json
 import pathlib
@@ -30,10 +31,13 @@ FORMAT = 3
 
 MAY_CHANGE = (
     "steps", "log_every", "validate_every", "checkpoint", "platform", "mesh", "sampling",
-    "data.threads", "data.prefetch", "data.features",
+    "data.threads", "data.workers", "data.prefetch", "data.features", "data.cache_gib", "data.broken_limit",
+    "data.path", "data.weight", "data.layers", "data.sources.*.path", "data.sources.*.weight",
+    "data.sources.*.features", "data.sources.*.cache_gib",
 )  # fmt: skip
-"""Config keys that a resumed run may change: they change neither the model nor the order of the data. (Features equal
-what the run's own frozen parts compute, to rounding; that they are made by these is checked.)"""
+"""Config keys that a resumed run may change: they change neither the model nor the order of the examples of a source.
+(Features equal what the run's own frozen parts compute, to rounding; that they are made by these is checked, and that
+the data at a new path have the numbers of the contract.) Sources may join a mixture and leave it."""
 
 Meta = dict[str, Any]
 
@@ -352,7 +356,10 @@ def check_same_run(meta: Meta, config: ml_collections.ConfigDict, workdir: pathl
     Raises:
       UserError: names the first key that differs.
     """
-    difference = first_difference(meta["config"], config_to_json(config), MAY_CHANGE)
+    saved, found = meta["config"], config_to_json(config)
+    before, now = (each.get("data", {}).get("sources", {}) for each in (saved, found))
+    changed = set(before) ^ set(now) if before and now else ()
+    difference = first_difference(saved, found, (*MAY_CHANGE, *(f"data.sources.{name}" for name in changed)))
     if difference:
         key, saved, asked = difference
         raise UserError(
@@ -367,8 +374,9 @@ ABSENT = "(absent)"
 def first_difference(
     saved: Any, found: Any, ignore: tuple[str, ...] = (), path: str = ""
 ) -> tuple[str, Any, Any] | None:
-    """The first key, in sorted order, at which two JSON values differ: (dotted key, saved, found)."""
-    if path in ignore:
+    """The first key, in sorted order, at which two JSON values differ: (dotted key, saved, found); a `*` in what is
+    ignored stands for anything."""
+    if any(fnmatch.fnmatchcase(path, pattern) for pattern in ignore):
         return None
     if not (isinstance(saved, Mapping) and isinstance(found, Mapping)):
         return None if saved == found else (path, saved, found)

@@ -2,7 +2,7 @@
 
 import functools
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import jax
 import ml_collections
@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from motus_jax.data import pipeline
+from motus_jax.data.contract import Contract
 from motus_jax.data.dataset import Dataset
 from motus_jax.data.features import Features, encoder_settings
 from motus_jax.data.mixture import make_mixture, settings_by_source
@@ -23,16 +24,23 @@ CODEC_CLIPS = 64
 """Training clips that the frozen video codec is fitted on."""
 
 
-def open_data(config: ml_collections.ConfigDict) -> Data:
+def open_data(config: ml_collections.ConfigDict, contracts: Mapping[str, Contract] | None = None) -> Data:
     """The sources of `config.data` as the loop wants them; every process reads its own part of each batch.
+
+    Args:
+      config: an experiment's config.
+      contracts: of the checkpoint that a run goes on from, by source. Where a source joined or left, those that stay,
+        and new ones of the same embodiment, keep its normalisation. With the same sources the numbers are made anew,
+        so that data that changed meanwhile do not pass for the old.
 
     Raises:
       UserError: a missing or broken source or folder of features, or a config that does not fit it.
     """
     features = open_features(config)
     host, hosts = jax.process_index(), jax.process_count()
-    train = make_mixture(config.data, "train", features=features)
-    held_out = make_mixture(config.data, "test", features=features)
+    given = contracts if contracts and set(contracts) != set(settings_by_source(config.data)) else {}
+    train = make_mixture(config.data, "train", contracts=given, features=features)
+    held_out = make_mixture(config.data, "test", contracts=given, features=features)
     batches = pipeline.make_iterator(train, config.batch_size, config.seed, host=host, hosts=hosts)
     limit = max(1, VALIDATION_EXAMPLES // len(held_out.datasets) // config.batch_size) * config.batch_size
     names = pipeline.eval_batches(train.primary, 1, 1, config.seed)[0].keys() - {"raw_state", "raw_actions", "valid"}

@@ -75,7 +75,7 @@ def train(
     config: ml_collections.ConfigDict,
     workdir: str | pathlib.Path,
     make_system: Callable[[ml_collections.ConfigDict], step.Trainable],
-    make_data: Callable[[ml_collections.ConfigDict], Data],
+    make_data: Callable[[ml_collections.ConfigDict, Mapping[str, Contract]], Data],
 ) -> bool:
     """Trains until `config.steps` updates are made, from the newest checkpoint in `workdir` if there is one.
 
@@ -107,9 +107,10 @@ def train(
             note(f"  {dict(mesh.shape)} on {mesh.size} x {jax.devices()[0].device_kind}")
 
             note("Data")
-            data = make_data(config)
-            if found is not None:
-                _check_contract(found, data, workdir)
+            records = {} if found is None else found["contracts"]
+            contracts = {name: Contract.from_json(record) for name, record in records.items()}
+            data = make_data(config, contracts)
+            _check_contracts(contracts, data, workdir)
 
             note("Model and optimizer")
             system = make_system(config)
@@ -162,11 +163,10 @@ def _is_finished(meta: checkpoint.Meta, config: ml_collections.ConfigDict, workd
     return finished
 
 
-def _check_contract(found: checkpoint.Meta, data: Data, workdir: pathlib.Path) -> None:
+def _check_contracts(saved: Mapping[str, Contract], data: Data, workdir: pathlib.Path) -> None:
     for name, record in data.contracts.items():
-        if name in found["contracts"]:  # sources may join and leave
-            saved = Contract.from_json(found["contracts"][name])
-            saved.check(Contract.from_json(record), expected_in=f"the checkpoint in {workdir}")
+        if name in saved:  # sources may join and leave
+            saved[name].check(Contract.from_json(record), expected_in=f"the checkpoint in {workdir}")
 
 
 def _frozen_parts(

@@ -179,7 +179,7 @@ def test_files_that_cannot_be_read_are_left_out_and_counted(act, caplog):
     with caplog.at_level(logging.WARNING):
         dataset = opened(act)
     assert [e.file.stem for e in dataset.episodes] == ["episode_0", "episode_10"]
-    assert "2 episodes left out that cannot be read" in caplog.text
+    assert "2 episodes left out that cannot be read" in caplog.text and len(dataset.left_out) == 2
 
 
 def test_faults_inside_an_episode(tmp_path):

@@ -71,7 +71,7 @@ def test_egodex_faults(tmp_path, caplog):
     write_egodex(tmp_path, number=2).with_suffix(".mp4").unlink()
     (tmp_path / "part1" / "fold" / "3.hdf5").write_bytes(good.read_bytes()[:500])
     found = open_source("egodex", tmp_path, {"hands": True, "confidence": 0.5})
-    assert len(found.episodes) == 2 and "2 episodes left out" in caplog.text
+    assert len(found.episodes) == 2 and "2 episodes left out" in caplog.text and found.left_out == [2, 3]
     with pytest.raises(BrokenData, match=r"leftHand of episode 0 in .*0\.hdf5: expected a confidence .* found 0\.30"):
         found.rows(0)
     with h5py.File(good, "a") as file:
@@ -140,6 +140,7 @@ def test_agibot_faults(tmp_path, caplog):
     (tmp_path / "observations" / "327" / "1" / "videos" / "hand_left_color.mp4").unlink()
     found = open_source("agibot", tmp_path)
     assert len(found.episodes) == 2 and "1 episodes left out" in caplog.text and "327/2" in caplog.text
+    assert found.left_out == [1]
     with pytest.raises(BrokenData, match=r"state of episode 1 .*: expected finite numbers; found NaN or inf in row 4"):
         found.rows(1)
     assert not found.has_camera(0, "hand_left_color") and found.has_camera(1, "hand_left_color")

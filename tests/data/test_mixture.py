@@ -140,7 +140,8 @@ def test_sources_of_one_embodiment_share_one_normalisation(sets, tmp_path):
     assert make_dataset(settings, "train", source="d").contract() == mixture.contracts()["d"]
     given = {"a": alone.datasets["a"].spec}
     kept = make_mixture(settings, "train", contracts=given)
-    assert kept.datasets["a"].spec == given["a"] and kept.datasets["d"].spec == alone.datasets["d"].spec
+    assert kept.datasets["a"].spec == given["a"] and kept.datasets["b"].spec == alone.datasets["b"].spec
+    assert kept.datasets["d"].spec.action == given["a"].action and kept.datasets["d"].spec.state == given["a"].state
 
 
 def test_what_hardly_moves_is_named_once_per_source(sets, tmp_path, caplog):

@@ -136,6 +136,7 @@ def test_incomplete_and_broken_episodes_are_left_out_and_counted(root, caplog):
         dataset = opened(root)
     assert [e.video.stem for e in dataset.episodes] == ["10"]
     assert "3 episodes left out" in caplog.text and "qpos/0.pt: no such file" in caplog.text
+    assert dataset.left_out == [0, 1, 3]  # in order of folders and numbers
     table = leaf / "qpos" / "10.pt"
     table.write_bytes(table.read_bytes()[:-40])
     line = complaint(lambda: opened(root))

@@ -259,7 +259,7 @@ def test_records_that_are_no_episodes_are_left_out_and_counted(tfrecords, caplog
         dataset = opened(tfrecords)
     assert [episode.length for episode in dataset.episodes] == [1, 7, 4, 2]
     assert dataset.named_splits() == {"train": "0:2", "val": "2:4"}
-    assert "1 records left out that are no episodes; first: record 0 of" in caplog.text
+    assert "1 records left out that are no episodes; first: record 0 of" in caplog.text and dataset.left_out == [0]
     assert np.array_equal(dataset.rows(0).state, EXPECTED["train_1_state"])
 
 

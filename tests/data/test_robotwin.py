@@ -166,6 +166,7 @@ def test_files_that_cannot_be_read_are_left_out_and_counted(root, caplog):
         dataset = opened(root)
     assert [e.file.stem for e in dataset.episodes] == ["episode0", "episode1"]
     assert "2 episodes left out that cannot be read; first: file of episode episode2" in caplog.text
+    assert dataset.left_out == [1, 2]
 
 
 def edit(root, change) -> None:

@@ -1,6 +1,7 @@
 """Video folders: times from the container at any rate, captions in every form, spans of long films, damaged files."""
 
 import json
+import shutil
 from fractions import Fraction
 
 import av
@@ -100,6 +101,24 @@ def test_a_second_look_reads_no_film_again(tmp_path, monkeypatch):
     write(file, even(9, 25))
     with pytest.raises(TypeError):
         open_source("videos", tmp_path)
+
+
+def test_a_film_that_goes_bad_moves_no_other_between_the_splits(tmp_path):
+    write(tmp_path / "00.mp4", even(3, 25))
+    for k in range(1, 20):
+        shutil.copy(tmp_path / "00.mp4", tmp_path / f"{k:02}.mp4")
+    (tmp_path / "captions.csv").write_text("file,text,start,end\n04.mp4,one,0,0.05\n04.mp4,two,0.05,\n")
+
+    def splits():
+        found = open_source("videos", tmp_path)
+        return {name: {found.episodes[k].film.file.stem for k in found.split(name)} for name in ("train", "test")}
+
+    before = splits()
+    assert before["test"] == {"18", "19"}  # 21 episodes
+    for name in ("04", "11", "19"):
+        (tmp_path / f"{name}.mp4").write_bytes(b"not a film")
+    assert splits() == {name: stems - {"04", "11", "19"} for name, stems in before.items()}
+    assert open_source("videos", tmp_path).left_out == [4, 5, 12, 20]
 
 
 def test_damaged_films_are_left_out_or_named(tmp_path, caplog):

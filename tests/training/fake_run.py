@@ -87,7 +87,7 @@ class FakeSystem:
         return error.mean(), {"loss/action": error.mean(), "loss/action_band_0": empty_band}
 
 
-def make_data(config: ml_collections.ConfigDict) -> loop.Data:
+def make_data(config: ml_collections.ConfigDict, contracts: object = None) -> loop.Data:
     """64 examples; the picture decides the actions. `config.data.noise` = inf makes a loss that is not finite."""
     def example(index: int) -> dict[str, np.ndarray]:
         target = PICTURES[index, 0].reshape(-1)[: T * A].reshape(T, A).astype(np.float32) / 255

@@ -90,7 +90,7 @@ def test_another_config_is_refused(copy, changes, message):
 
 
 def test_another_contract_is_refused(copy):
-    def other_data(config):
+    def other_data(config, contracts):
         data = make_data(config)
         contracts = {"data": CONTRACT.to_json() | {"action_hz": 30.0}}
         return loop.Data(data.batches, data.validation, data.codec_frames, contracts)
@@ -200,7 +200,7 @@ def test_load_for_inference_names_what_is_missing(finished, tmp_path):
 
 
 def test_a_loss_that_is_not_finite_leaves_the_last_checkpoint(copy):
-    def broken_data(config):
+    def broken_data(config, contracts):
         broken = config.copy_and_resolve_references()
         broken.data.noise = float("inf")
         return make_data(broken)

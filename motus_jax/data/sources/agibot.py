@@ -98,15 +98,18 @@ class AgiBotDataset(source.Source):
             present = [table for table, found in zip(tables, pool.map(lambda table: table.is_file(), tables)) if found]
         facts = dict(zip(present, file_index.facts_of(
             self.path, present, f"agibot 2, {list(self.options['groups'])}", self._facts)))  # fmt: skip
-        whole, faults = [], []
-        for (task, record), table in zip(listed, tables):
+        whole, faults, self.left_out = [], [], []
+        for place, ((task, record), table) in enumerate(zip(listed, tables)):
             fact = facts.get(table, {"fault": f"{table}: expected this file; found no such file"})
             try:
                 segments = _segments(record)
             except (AttributeError, KeyError, TypeError, ValueError) as error:
                 fact = {"fault": f"{table}: label_info in task_info: expected steps with frames; found {error!r}"}
-            faults += [fact["fault"]] if "fault" in fact else []
-            whole += [((task, record, segments), fact)] if "fault" not in fact else []
+            if "fault" in fact:
+                faults.append(fact["fault"])
+                self.left_out.append(place)
+            else:
+                whole.append(((task, record, segments), fact))
         if faults:
             _log.warning("%s: %d episodes left out that cannot be read; first: %s", self.path, len(faults), faults[0])
         if not whole:

@@ -93,6 +93,7 @@ class AlohaDataset(source.Source):
         facts = file_index.facts_of(self.path, files, "aloha_hdf5 1", _facts)
         whole = [(file, fact) for file, fact in zip(files, facts) if "fault" not in fact]
         faults = [fact["fault"] for fact in facts if "fault" in fact]
+        self.left_out = [k for k, fact in enumerate(facts) if "fault" in fact]
         if faults:
             _log.warning("%s: %d episodes left out that cannot be read; first: %s", self.path, len(faults), faults[0])
         if not whole:

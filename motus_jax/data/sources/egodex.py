@@ -88,6 +88,7 @@ class EgoDexDataset(source.Source):
         whole = [(pair, facts[pair[0]]) for pair in pairs if "fault" not in facts.get(pair[0], {"fault": ""})]
         faults = [facts[table]["fault"] if film else f"{table}: expected an mp4 of this name beside it; found none"
                   for table, film in pairs if film is None or "fault" in facts[table]]  # fmt: skip
+        self.left_out = [k for k, (table, film) in enumerate(pairs) if film is None or "fault" in facts[table]]
         if faults:
             _log.warning("%s: %d episodes left out that cannot be read; first: %s", self.path, len(faults), faults[0])
         if not whole:

@@ -134,7 +134,8 @@ class MotusLayout(source.Source):
 
     def _whole(self, leaves: Sequence[storage.Path]) -> list["_Found"]:
         """The episodes whose files are all there and can be read, by folder and number."""
-        complete, missing = _complete(leaves, self.TABLE)
+        listed = _listed(leaves, self.TABLE)
+        complete = [files for files, lacks in listed if not lacks]
         facts = {
             name: file_index.facts_of(self.path, [files[name] for files in complete], f"motus {name} 1", read)
             for name, read in ((self.TABLE, _table_facts), (VIDEOS, _video_facts))
@@ -144,16 +145,20 @@ class MotusLayout(source.Source):
             _Found(files, table, pictures, words)
             for files, table, pictures, words in zip(complete, facts[self.TABLE], facts[VIDEOS], texts)
         ]
-        faults = [fault for item in found for fault in item.faults(self.SHORTER)]
+        faults_of = iter([item.faults(self.SHORTER) for item in found])
+        faults = [[lacks] if lacks else next(faults_of) for _, lacks in listed]
         whole = [item for item in found if not item.faults(self.SHORTER)]
-        count = len(missing) + len(found) - len(whole)
-        if count:
-            first = (missing + faults)[0]
+        self.left_out = [place for place, found in enumerate(faults) if found]
+        first = next((found[0] for found in faults if found), "no files")
+        if self.left_out:
             _log.warning(
-                "%s: %d episodes left out, whose files are missing or broken; first: %s", self.path, count, first
+                "%s: %d episodes left out, whose files are missing or broken; first: %s",
+                self.path,
+                len(self.left_out),
+                first,
             )
         if not whole:
-            raise UserError(f"{self.path}: expected episodes; found none that is whole: {(missing + faults)[:1]}")
+            raise UserError(f"{self.path}: expected episodes; found none that is whole: {first}")
         if self.options["check_embeddings"]:
             self._compare_embeddings(whole)
         return whole
@@ -291,12 +296,12 @@ def _leaves(folder: storage.Path, names: Sequence[str], depth: int) -> Iterator[
                 yield from _leaves(below, names, depth - 1)
 
 
-def _complete(leaves: Sequence[storage.Path], table: str) -> tuple[list[dict[str, storage.Path]], list[str]]:
-    """The files of each episode that has all of them, in order of folders and numbers; and what others lack.
+def _listed(leaves: Sequence[storage.Path], table: str) -> list[tuple[dict[str, storage.Path], str]]:
+    """The files of each episode and what it lacks, if anything, in order of folders and numbers.
 
     Texts are needed where the folder has any; embeddings are taken along where they are there.
     """
-    complete, missing = [], []
+    listed = []
     ends = {VIDEOS: ".mp4", table: ".pt", TEXTS: ".txt", EMBEDDINGS: ".pt"}
     for leaf in leaves:
         there = {folder: _stems(leaf / folder, end) for folder, end in ends.items()}
@@ -304,11 +309,8 @@ def _complete(leaves: Sequence[storage.Path], table: str) -> tuple[list[dict[str
         for name in sorted(there[VIDEOS] | there[table], key=_number):
             files = {folder: leaf / folder / f"{name}{end}" for folder, end in ends.items() if name in there[folder]}
             lacks = [str(leaf / folder / f"{name}{ends[folder]}") for folder in needed if folder not in files]
-            if lacks:
-                missing.append(f"{lacks[0]}: no such file")
-            else:
-                complete.append(files)
-    return complete, missing
+            listed.append((files, f"{lacks[0]}: no such file" if lacks else ""))
+    return listed
 
 
 def _stems(folder: storage.Path, end: str) -> set[str]:

@@ -201,12 +201,15 @@ class RldsDataset(source.Source):
         )
         episodes: list[Episode] = []
         faults: list[str] = []
+        self.left_out = []
         beyond = {split.name: 0 for split in self.info.splits}
         for (split, file, count), facts in zip(shards, found):
             if len(facts["steps"]) != count:
                 found_count = len(facts["steps"])
                 raise UserError(f"{file}: expected {count} records, as dataset_info.json says; found {found_count}")
+            place = len(episodes) + len(self.left_out)
             episodes += _episodes(len(episodes), file, facts)
+            self.left_out += sorted(place + int(record) for record in facts["faults"])
             faults += [f"record {record} of {file}: {why}" for record, why in facts["faults"].items()]
             beyond[split.name] = len(episodes)
         if faults:

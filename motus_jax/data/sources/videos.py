@@ -114,7 +114,8 @@ class VideoFolder(source.Source):
             raise UserError(f"{self.path}: expected videos; found none that can be read: {faults[0]}")
         sizes = {tuple(fact["size"]) for fact in facts if "fault" not in fact}
         self.cameras = {CAMERA: next(iter(sizes)) if len(sizes) == 1 else None}
-        spans = self._spans(films, {self._name(file) for file in files})
+        self.left_out = []
+        spans = self._spans(films, [self._name(file) for file in files])
         self.episodes = [Episode(k, length, *rest) for k, (length, *rest) in enumerate(spans)]
         rates = [film.fps for film in films.values() if film.fps]
         self.fps = round(float(np.median(rates)), 3) if rates else 1.0
@@ -149,12 +150,18 @@ class VideoFolder(source.Source):
         return str(file)[len(str(self.path)) :].lstrip("/")
 
     def _spans(
-        self, films: Mapping[str, Film], known: set[str]
+        self, films: Mapping[str, Film], names: Sequence[str]
     ) -> Iterator[tuple[int, Film, int, tuple[str, ...]]]:
-        """(frames, film, first frame, captions) of every episode, in order of files, then of the table."""
-        table = self._table(known)
-        for name, film in films.items():
-            rows = table.get(name) or {(None, None): _sidecar(film.file)}
+        """(frames, film, first frame, captions) of every episode, in order of files, then of the table; notes those of
+        files that cannot be read."""
+        table, place = self._table(set(names)), 0
+        for name in names:
+            rows, film = table.get(name), films.get(name)
+            before, place = place, place + len(rows or (None,))
+            if film is None:
+                self.left_out.extend(range(before, place))
+                continue
+            rows = rows or {(None, None): _sidecar(film.file)}
             ends = film.seconds() - film.seconds(0, 1) if len(rows) > 1 or (None, None) not in rows else None
             for (start, end), words in rows.items():
                 first, beyond = 0, len(film.stamps)
