@@ -1,5 +1,5 @@
 """What the numbers of an action mean: absolute targets, changes from the state at the chunk's start, poses of hands
-relative to where they are, or latent actions."""
+relative to where they are, changes from step to step, or latent actions."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -29,6 +29,8 @@ class ActionSpace(NamedTuple):
       needs_state: the encoding is relative to a state of the same layout as the actions.
       latent: of the source's latent actions instead of its actions.
       raw, encoded: E / A, as a fraction.
+      targets: where the source's actions are changes from row to row, so that another rate adds them up or cuts them:
+        how many of the last dims are targets all the same. None: all are targets.
     """
 
     from_absolute: Callable[[Actions, State], Actions]
@@ -37,6 +39,12 @@ class ActionSpace(NamedTuple):
     latent: bool = False
     raw: int = 1
     encoded: int = 1
+    targets: int | None = None
+
+    @property
+    def changes(self) -> bool:
+        """Whether the source's actions are changes from row to row."""
+        return self.targets is not None
 
     def encoded_width(self, raw: int) -> int:
         """E of A numbers."""
@@ -104,14 +112,21 @@ def _rotation(poses: Float[np.ndarray, "*B 8"]) -> Rotation:
     return Rotation.from_quat(poses[..., 3:7].reshape(-1, 4), scalar_first=True)
 
 
-# "delta" subtracts per dimension, grippers too, so state dim k must be the measured value of action dim k. Actions that
-# are changes from step to step already, as in most of Open X-Embodiment, are taken as they come: "absolute".
+# "delta" subtracts per dimension, grippers too, so state dim k must be the measured value of action dim k. "steps" is
+# for sources whose actions are changes already, "steps_gripper" for those whose last dim is a gripper's target all the
+# same, as in most of Open X-Embodiment; angles are added up too, which is right for small ones.
 ACTION_SPACES: dict[str, ActionSpace] = {
     "absolute": ActionSpace(_same, _same, needs_state=False),
     "delta": ActionSpace(_subtract, _add, needs_state=True),
     "end_effector": ActionSpace(_to_hand, _from_hand, needs_state=True, raw=POSE, encoded=RELATIVE),
+    "steps": ActionSpace(_same, _same, needs_state=False, targets=0),
+    "steps_gripper": ActionSpace(_same, _same, needs_state=False, targets=1),
     "latent": ActionSpace(_same, _same, needs_state=False, latent=True),
 }
+
+
+CHANGES = frozenset(name for name, space in ACTION_SPACES.items() if space.changes)
+"""Spaces that take the source's actions as changes."""
 
 
 def action_space(name: str, state_dim: int, action_dim: int) -> ActionSpace:

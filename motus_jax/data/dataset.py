@@ -12,7 +12,7 @@ from jaxtyping import Float, Int, UInt8
 from ml_collections import ConfigDict
 
 from motus_jax.data import storage
-from motus_jax.data.action_space import action_space
+from motus_jax.data.action_space import ACTION_SPACES, action_space
 from motus_jax.data.augmentation import Augmentation
 from motus_jax.data.contract import Affine, Contract
 from motus_jax.data.example import Example
@@ -114,6 +114,7 @@ class Dataset:
         self.spec = self._given_spec(contract) if contract is not None else self._own_spec()
         self._warn()
         self.texts = Texts(self.spec, settings)
+        self._unseen = functools.lru_cache(maxsize=None)(self._store.unseen)
         self._augmentation = Augmentation(settings["augment"])
         counts = [len(self.timing.starts(self.source.times(episode))) for episode in self.episodes]
         self._ends = np.cumsum(counts, dtype=np.int64)
@@ -148,7 +149,8 @@ class Dataset:
     def statistics(self) -> Statistics:
         """Statistics of the training split: stored ones, or computed now; not needed under a given contract."""
         file = self.settings["statistics"]
-        return load_or_compute(self.source, self.timing, storage.path(file) if file else None)
+        path = storage.path(file) if file else None
+        return load_or_compute(self.source, self.timing, path, self.settings["action_space"])
 
     @property
     def needs_statistics(self) -> bool:
@@ -212,6 +214,7 @@ class Dataset:
         source, layer, embodiment = self.numbers
         return Example(
             **self._sights(episode, frame, instruction, random),
+            unseen=self._unseen(episode),
             state=spec.normalise_state(state),
             state_mask=np.arange(spec.state_dim) < spec.robot_state_dim,
             actions=actions,
@@ -256,12 +259,16 @@ class Dataset:
         return self.source.rows(episode).state[frame]
 
     def raw_actions(self, episode: int, frame: int) -> Float[np.ndarray, "T Ar"]:
-        """Absolute joint targets of the chunk that starts at a row, in the robot's units; or latent actions."""
+        """Absolute joint targets of the chunk that starts at a row, in the robot's units; or latent actions; or changes
+        from step to step, in the spaces of these."""
         return self._raw_actions(self.source.rows(episode), frame)
 
     def _raw_actions(self, rows: Rows, frame: int) -> Float[np.ndarray, "T Ar"]:
-        if self.spec.latent:
+        space = ACTION_SPACES[self.spec.action_space]
+        if space.latent:
             return self.timing.sample_latents(rows, frame)
+        if space.targets is not None:
+            return self.timing.sample_changes(rows, frame, space.targets)
         return self.timing.sample_actions(rows, frame)
 
     def denormalise_actions(

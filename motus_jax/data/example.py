@@ -16,6 +16,9 @@ class Example(TypedDict):
       frames: the condition frame, then Nf future frames, RGB 0..255; the cameras tiled into one picture
         (`motus_jax.data.cameras`). Frame 0 is at time c, frame j at c + j / video_hz seconds. With features the
         condition frame alone, or absent.
+      unseen: where the picture shows no camera because the episode lacks it (`data.missing_cameras`): top, left, bottom
+        and right of each such place, as shares of the picture's height and width; zeros for cameras that are there. The
+        video carries no loss there.
       state: joint state at c, normalised; dims that the robot lacks are 0.
       state_mask: True for dims that the robot has; nowhere where the source has no states.
       actions: action i is the joint target for c + (i + 1) / action_hz seconds, in the action space of the contract,
@@ -43,6 +46,7 @@ class Example(TypedDict):
     """
 
     frames: NotRequired[UInt8[np.ndarray, "1+Nf H W 3"]]
+    unseen: Float[np.ndarray, "3 4"]
     state: Float[np.ndarray, "P"]
     state_mask: Bool[np.ndarray, "P"]
     actions: Float[np.ndarray, "T A"]

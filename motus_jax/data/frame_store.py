@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
-from jaxtyping import Int, UInt8
+from jaxtyping import Bool, Float, Int, UInt8
 
 from motus_jax.data import clock
 from motus_jax.data.cameras import MAX_CAMERAS, tile_cameras
@@ -69,6 +69,23 @@ class FrameStore:
         """
         kept = self._kept.get(episode)
         return kept[rows] if kept is not None else self._decode(episode, rows)
+
+    def unseen(self, episode: int) -> Float[np.ndarray, "3 4"]:
+        """Places of the cameras that an episode lacks, in order of the cameras: (top, left, bottom, right) as shares of
+        the picture's height and width; zeros for those that it has.
+
+        Raises:
+          BrokenData: the episode lacks a camera and may not, or the size of one that it has cannot be read.
+        """
+        found = np.zeros((MAX_CAMERAS, 4), np.float32)
+        missing = self._missing_of(episode)
+        if missing:
+            cells = self._cells(episode, np.arange(1))
+            for place, key in enumerate(self._cameras):
+                if key in missing:
+                    alone = [np.full_like(cell, 255 * (k == place)) for k, cell in enumerate(cells)]
+                    found[place] = _extent(tile_cameras(alone, self._size)[0, :, :, 0] > 0)
+        return found
 
     def expect(self, episode: int, rows: Int[np.ndarray, "n"]) -> None:
         """Says that pictures of these rows will be asked for soon (`Source.expect`)."""
@@ -137,16 +154,34 @@ class FrameStore:
     def _cells(self, episode: int, rows: Int[np.ndarray, "n"]) -> list[UInt8[np.ndarray, "n h w 3"]]:
         """Frames of each camera. What stands for a missing one is as large as the source says, else as the first that
         is there."""
-        missing = [key for key in self._cameras if not self._dataset.has_camera(episode, key)]
-        if missing and (self._missing == "refuse" or len(missing) == len(self._cameras)):
-            where, wanted = self._dataset.path, ", ".join(self._cameras)
-            remedy = "" if len(missing) == len(self._cameras) else '; data.missing_cameras="black" shows it black'
-            raise broken(where, episode, "cameras", wanted, f"no pictures of {', '.join(missing)}{remedy}")
+        missing = self._missing_of(episode)
         found = {key: self._dataset.frames(episode, key, rows) for key in self._cameras if key not in missing}
         for key in missing:
             size = self._dataset.cameras[key] or next(iter(found.values())).shape[1:3]
             found[key] = np.zeros((len(rows), *size, 3), np.uint8)
         return [found[key] for key in self._cameras]
+
+    def _missing_of(self, episode: int) -> list[str]:
+        """Cameras that an episode lacks.
+
+        Raises:
+          BrokenData: it lacks one and may not, or all.
+        """
+        missing = [key for key in self._cameras if not self._dataset.has_camera(episode, key)]
+        if missing and (self._missing == "refuse" or len(missing) == len(self._cameras)):
+            where, wanted = self._dataset.path, ", ".join(self._cameras)
+            remedy = "" if len(missing) == len(self._cameras) else '; data.missing_cameras="black" shows it black'
+            raise broken(where, episode, "cameras", wanted, f"no pictures of {', '.join(missing)}{remedy}")
+        return missing
+
+
+def _extent(shown: Bool[np.ndarray, "H W"]) -> tuple[float, ...]:
+    """Top, left, bottom and right of what is shown, as shares of height and width."""
+    (top, bottom), (left, right) = (
+        (seen[0], seen[-1] + 1) for seen in (np.flatnonzero(shown.any(axis)) for axis in (1, 0))
+    )
+    height, width = shown.shape
+    return top / height, left / width, bottom / height, right / width
 
 
 def _say(message: str) -> None:

@@ -80,6 +80,29 @@ class Timing:
         low, weight = self.action_places(rows, starts)
         return between(rows.action, low, weight)
 
+    def sample_changes(self, rows: Rows, start: int, targets: int) -> Float[np.ndarray, "T A"]:
+        """The chunk's actions where those of the source are changes from row to row (`sample_changes_at`)."""
+        return self.sample_changes_at(rows, range(start, start + 1), targets)[0]
+
+    def sample_changes_at(self, rows: Rows, starts: range, targets: int) -> Float[np.ndarray, "n T A"]:
+        """Changes over each step of many chunks: those of the rows, as far as they lie inside it, added up. Beyond the
+        end nothing changes.
+
+        Args:
+          targets: so many of the last dims are no changes, but targets as in `sample_actions`.
+        """
+        count = rows.action.shape[1] - targets
+        ends = rows.action_times
+        first = ends[0] - (ends[1] - ends[0] if len(ends) > 1 else 1 / self.action_hz)
+        knots = np.concatenate([[first], ends])
+        reached = np.concatenate([np.zeros((1, count)), np.cumsum(rows.action[:, :count], axis=0, dtype=np.float64)])
+        moments = rows.times[starts.start : starts.stop, None] + np.arange(self.chunk + 1) / self.action_hz
+        at = np.stack([np.interp(moments, knots, reached[:, k]) for k in range(count)], axis=-1)
+        changes = np.diff(at, axis=1).astype(np.float32)
+        if not targets:
+            return changes
+        return np.concatenate([changes, self.sample_actions_at(rows, starts)[..., count:]], axis=-1)
+
     def action_places(
         self, rows: Rows, starts: range
     ) -> tuple[Int[np.ndarray, "n T"], Float[np.ndarray, "n T"] | None]:

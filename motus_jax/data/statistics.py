@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from motus_jax.data import moments, statistics_pass, storage
+from motus_jax.data.action_space import CHANGES
 from motus_jax.data.contract import Affine
 from motus_jax.data.moments import Moments
 from motus_jax.data.sampling import Timing
@@ -94,7 +95,7 @@ def _tuples(value: Any) -> Any:
     return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
-def settings_of(dataset: Source, timing: Timing) -> dict[str, Any]:
+def settings_of(dataset: Source, timing: Timing, space: str = "") -> dict[str, Any]:
     """What the statistics depend on; also the key under which they are stored."""
     return {
         "format": FORMAT,
@@ -106,7 +107,7 @@ def settings_of(dataset: Source, timing: Timing) -> dict[str, Any]:
         "train": dataset.split_ranges("train"),
         "frames": dataset.total_frames,
         "table_bytes": dataset.size_bytes(),
-    }
+    } | ({"changes": space} if space in CHANGES else {})
 
 
 def _plain(value: Any) -> Any:
@@ -179,23 +180,24 @@ def file_of(dataset: Source) -> storage.Path:
     return dataset.path.parent / f"{dataset.path.name}.{FILE}"
 
 
-def compute(dataset: Source, timing: Timing, threads: int = 0) -> Statistics:
+def compute(dataset: Source, timing: Timing, threads: int = 0, space: str = "") -> Statistics:
     """Statistics over the training split, from every chunk start; only the tables are read.
 
     Args:
       dataset: the source.
       timing: rates and chunk length.
       threads: that read and sum; 0: one for each core, 16 at most. The result is the same, to the bit.
+      space: the action space that is wanted. Those that take the source's actions as changes are not computed unasked.
 
     Raises:
       UserError: no readable episode.
     """
-    state, actions = statistics_pass.run(dataset, timing, threads)
-    return Statistics(settings_of(dataset, timing), state, actions)
+    state, actions = statistics_pass.run(dataset, timing, threads, space)
+    return Statistics(settings_of(dataset, timing, space), state, actions)
 
 
 def load_or_compute(
-    dataset: Source, timing: Timing, path: "storage.Path | None" = None, threads: int = 0
+    dataset: Source, timing: Timing, path: "storage.Path | None" = None, space: str = ""
 ) -> Statistics:
     """Stored statistics, or fresh ones that are then stored where the folder allows it.
 
@@ -203,14 +205,14 @@ def load_or_compute(
       dataset: the source.
       timing: rates and chunk length.
       path: the file; beside the dataset when None.
-      threads: see `compute`.
+      space: see `compute`.
     """
     file = path or file_of(dataset)
-    settings = settings_of(dataset, timing)
+    settings = settings_of(dataset, timing, space)
     found = load(file, settings)
     if found is not None:
         return found
-    statistics = compute(dataset, timing, threads)
+    statistics = compute(dataset, timing, space=space)
     try:
         save(file, statistics)
     except OSError as error:

@@ -44,7 +44,7 @@ def main(argv: Sequence[str]) -> None:
     for name, settings in chosen.sources.items():
         own = settings | (TIMING | asked if chosen.by_path else {})
         source = open_source(own["kind"], own["path"], own["options"])
-        found[name] = statistics.compute(source, timing_of(own, source), threads.value)
+        found[name] = statistics.compute(source, timing_of(own, source), threads.value, own["action_space"])
         print(f"== {command_source.label(name, own)}: {own['path']}\n")
         _print(source, found[name])
         _save(out.value or own["statistics"] or statistics.file_of(source), found[name])

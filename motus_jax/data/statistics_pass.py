@@ -19,7 +19,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from motus_jax.data import moments
-from motus_jax.data.action_space import ACTION_SPACES, ActionSpace
+from motus_jax.data.action_space import ACTION_SPACES, CHANGES, ActionSpace
 from motus_jax.data.moments import Moments, Piece
 from motus_jax.data.sampling import Timing, between
 from motus_jax.data.source import BrokenData, Rows, Source
@@ -70,8 +70,13 @@ class Part:
     broken: list[str]
 
 
-def run(dataset: Source, timing: Timing, threads: int = 0) -> tuple[Moments, dict[str, Moments]]:
+def run(
+    dataset: Source, timing: Timing, threads: int = 0, space: str = ""
+) -> tuple[Moments, dict[str, Moments]]:
     """Statistics of the states at chunk starts, and of the actions by action space, pooled over the chunk's steps.
+
+    Args:
+      space: see `motus_jax.data.statistics.compute`.
 
     An episode that cannot be read is left out, with a warning: training puts it into quarantine.
 
@@ -82,7 +87,8 @@ def run(dataset: Source, timing: Timing, threads: int = 0) -> tuple[Moments, dic
     counts = np.array([len(timing.starts(dataset.times(episode))) for episode in episodes], np.int64)
     total = int(counts.sum())
     widths = {STATE: dataset.state_dim}
-    widths |= {name: width for name, space in ACTION_SPACES.items() if (width := _width(space, dataset))}
+    spaces = [name for name in ACTION_SPACES if name not in CHANGES or name == space]
+    widths |= {name: width for name in spaces if (width := _width(ACTION_SPACES[name], dataset))}
     plan = Plan(dataset, timing, widths, moments.strata(total), moments.strata(total * timing.chunk))
     begins = np.concatenate([[0], np.cumsum(counts)])[:-1].tolist()
     places = list(zip(episodes, begins, counts.tolist()))
@@ -178,6 +184,10 @@ def _episode(plan: Plan, rows: Rows, begin: int, count: int) -> Part:
     absolute = functools.cache(lambda: timing.action_places(rows, starts))
     for name in plan.widths.keys() - {STATE}:
         space = ACTION_SPACES[name]
+        if space.targets is not None:
+            changes = _pooled(timing.sample_changes_at(rows, starts, space.targets))
+            sums[name], samples[name] = moments.piece(changes), changes[chosen]
+            continue
         values = rows.latent if space.latent else rows.action
         low, weight = (timing.latent_rows(rows, starts), None) if space.latent else absolute()
         picked = between(values, low.reshape(-1)[chosen], None if weight is None else weight.reshape(-1)[chosen])

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from motus_jax.data.action_space import ACTION_SPACES
 from motus_jax.data.contract import Contract
 from motus_jax.errors import UserError
 from motus_jax.evaluation.metrics import moving_mask, picture_mask
@@ -24,8 +25,8 @@ class ActionUnits:
       names: one per action dimension of the robot (Ar; the model's A may be larger).
       units: `RADIANS` or `OPEN_FRACTION` (0 closed, 1 open) per dimension.
       denormalise: (normalised actions [B, T, A], raw states [B, Pr]) -> absolute targets [B, T, Ar] in `units`.
-      hold: raw states [B, Pr] -> normalised actions [B, T, A] that keep the robot where it is; None where the state
-        does not say where every action dimension is.
+      hold: raw states [B, Pr] -> normalised actions [B, T, A] that keep the robot where it is; None where nobody knows
+        them: latent actions, changes with a gripper's target among them, a state shorter than the action.
     """
 
     names: tuple[str, ...]
@@ -36,18 +37,22 @@ class ActionUnits:
     @classmethod
     def of(cls, contract: Contract) -> "ActionUnits":
         """The units of a contract: a dimension with "gripper" in its name is a gripper, every other one a joint."""
-        count = contract.robot_action_dim
+        count, space = contract.raw_action_dim, ACTION_SPACES[contract.action_space]
         names = contract.action_names or tuple(f"dimension {index}" for index in range(count))
 
         def hold(raw_state: np.ndarray) -> np.ndarray:
-            targets = np.repeat(raw_state[:, None, :count], contract.chunk, axis=1)
+            if space.changes:
+                targets = np.zeros((len(raw_state), contract.chunk, count), np.float32)
+            else:
+                targets = np.repeat(raw_state[:, None, :count], contract.chunk, axis=1)
             return contract.normalise_actions(targets, raw_state)
 
+        unknown = space.latent or (space.targets if space.changes else contract.robot_state_dim < count)
         return cls(
             names=names,
             units=tuple(OPEN_FRACTION if "gripper" in name.lower() else RADIANS for name in names),
             denormalise=contract.denormalise_actions,
-            hold=hold if contract.robot_state_dim >= count else None,
+            hold=None if unknown else hold,
         )
 
     def dimensions(self, unit: str) -> Bool[np.ndarray, " A"]:

@@ -20,7 +20,7 @@ from motus_jax import flow_matching, modes
 from motus_jax.errors import UserError
 from motus_jax.models.config import get_variant
 from motus_jax.models.encoders import UNDERSTANDING_ENCODERS, VIDEO_ENCODERS, pick, text_encoder, unit
-from motus_jax.models.losses import action_loss, video_loss
+from motus_jax.models.losses import action_loss, seen_places, video_loss
 from motus_jax.models.motus import Context, Motus, with_text_cache
 
 ENCODERS = ("video_codec", "text_encoder", "vlm")
@@ -257,8 +257,9 @@ class System:
             self.context(params, frozen, batch), batch.get("state_mask"),
         )
         loss = self.config.loss
+        seen = seen_places(batch["unseen"], *clean.video.shape[2:4]) if "unseen" in batch else None
         errors = {
-            "video": video_loss(predicted[0], noise["video"] - clean.video, loss.video_average),
+            "video": video_loss(predicted[0], noise["video"] - clean.video, loss.video_average, seen),
             "action": action_loss(predicted[1], noise["action"] - clean.actions, batch["action_mask"]),
         }
         total = sum(

@@ -107,8 +107,7 @@ def train(
             note(f"  {dict(mesh.shape)} on {mesh.size} x {jax.devices()[0].device_kind}")
 
             note("Data")
-            records = {} if found is None else found["contracts"]
-            contracts = {name: Contract.from_json(record) for name, record in records.items()}
+            contracts = {name: Contract.from_json(one) for name, one in (found or {}).get("contracts", {}).items()}
             data = make_data(config, contracts)
             _check_contracts(contracts, data, workdir)
 

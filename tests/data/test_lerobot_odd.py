@@ -181,6 +181,9 @@ def test_a_missing_camera_is_refused_or_black(broken):
     assert not found[:, 72:, :48].any() and whole[:, 72:, :48].any()
     assert np.abs(found[:, 72:, 48:].mean((1, 2, 3)) - [fixture.grey(2, row) for row in range(3)]).max() < 2
     assert np.array_equal(found.shape, whole.shape)
+    assert not store(dataset, "black").unseen(0).any()
+    place = store(dataset, "black").unseen(1)
+    assert not place[[0, 2]].any() and place[1].tolist() == pytest.approx([72 / 108, 0, 1, 0.5])
     assert not store(dataset, "black", ("left_wrist", "top")).frames(1, np.arange(2))[:, :36].any()
     assert "no pictures" in complaint(
         lambda: store(dataset, "black", ("left_wrist",)).frames(1, np.arange(2)), BrokenData

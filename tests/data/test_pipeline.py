@@ -45,6 +45,7 @@ def test_example(train):
     scalars = {key: ("int32", ()) for key in ("episode", "frame", "source", "layer", "embodiment")}
     assert shapes == scalars | {
         "frames": ("uint8", (5, 112, 96, 3)),
+        "unseen": ("float32", (3, 4)),
         "state": ("float32", (14,)),
         "actions": ("float32", (8, 14)),
         "state_mask": ("bool", (14,)),

@@ -75,6 +75,28 @@ def test_whole_rows_are_copied_exactly():
     assert np.array_equal(Timing(10, 5, 8, 4).sample_actions(commands(actions, 30), 7), actions[9 : 9 + 24 : 3])
 
 
+def test_changes_add_up_at_any_rate():
+    """Rows at 10 Hz whose actions are changes, the last dim a gripper's target."""
+    changes = np.random.default_rng(0).normal(size=(30, 3)).astype(np.float32)
+    state = np.zeros((30, 0), np.float32)
+    reached = np.concatenate([np.zeros((1, 2)), np.cumsum(changes[:, :2], 0, np.float64)])
+    for rows in (source.commands(10, state, changes), source.positions(10, state, changes)):
+        late = int(rows.action_times[0] == 0)  # a measured change ends at its own row
+        same = Timing(10, 5, 8, 4).sample_changes(rows, 4, 1)
+        np.testing.assert_allclose(same[:, :2], changes[4 + late : 12 + late, :2], atol=1e-6)
+        np.testing.assert_array_equal(same[:, 2], changes[4 + late : 12 + late, 2])
+        half = Timing(5, 5, 6, 4).sample_changes(rows, 4, 0)
+        np.testing.assert_allclose(half[:, :2], np.diff(reached[4 + late : 18 + late : 2], axis=0), atol=1e-6)
+    rows = source.commands(10, state, changes)
+    fine = Timing(20, 5, 8, 4).sample_changes(rows, 4, 0)
+    np.testing.assert_allclose(fine[0::2] + fine[1::2], changes[4:8], atol=1e-6)
+    end = Timing(10, 5, 8, 4).sample_changes(rows, 27, 1)
+    np.testing.assert_allclose(end[:3, :2], changes[27:, :2], atol=1e-6)
+    assert not end[3:, :2].any() and (end[3:, 2] == changes[29, 2]).all()
+    every = Timing(10, 5, 8, 4).sample_changes_at(rows, range(20), 1)
+    np.testing.assert_array_equal(every[4], Timing(10, 5, 8, 4).sample_changes(rows, 4, 1))
+
+
 def test_end_is_held():
     times, actions = seconds(9, 10), np.arange(9, dtype=np.float32)[:, None]
     assert TIMING.starts(times) == range(1)

@@ -149,7 +149,8 @@ def test_any_number_of_threads_gives_the_same_bits_and_the_plain_numbers(tmp_pat
     found = [statistics.compute(Motions(tmp_path, *widths), TIMING, threads) for threads in (1, 2, 5)]
     assert found[0] == found[1] == found[2]
     assert "1 of 36 episodes cannot be read and are left out; the first: table of episode 3" in caplog.text
-    states, pooled = [], {"absolute": [], "delta": [], "latent": []}
+    asked = statistics.compute(dataset, TIMING, 2, "steps_gripper")
+    states, pooled = [], {"absolute": [], "delta": [], "latent": [], "steps_gripper": []}
     for episode in dataset.split("train"):
         if episode == 3:
             continue
@@ -158,12 +159,14 @@ def test_any_number_of_threads_gives_the_same_bits_and_the_plain_numbers(tmp_pat
             states.append(rows.state[start])
             pooled["absolute"].append(TIMING.sample_actions(rows, start))
             pooled["latent"].append(TIMING.sample_latents(rows, start))
+            pooled["steps_gripper"].append(TIMING.sample_changes(rows, start, 1) if widths[1] else np.zeros((0, 0)))
             if widths[0] >= widths[1]:
                 pooled["delta"].append(pooled["absolute"][-1] - rows.state[start, : widths[1]])
     expected = {name: np.concatenate(values) for name, values in pooled.items() if values and values[0].shape[1]}
-    assert set(found[0].actions) == set(expected)
+    assert set(asked.actions) == set(expected) and set(found[0].actions) == set(expected) - {"steps_gripper"}
+    assert asked.settings != found[0].settings
     for name, values in expected.items():
-        assert_plain(found[0].actions[name], values.astype(np.float64))
+        assert_plain(asked.actions[name], values.astype(np.float64))
     if widths[0]:
         assert_plain(found[0].state, np.array(states, np.float64))
     else:

@@ -1,10 +1,14 @@
 """Baselines: fitted on the training split only, and as strong as they claim to be."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import synthetic
 
+from motus_jax.data.contract import Affine
 from motus_jax.evaluation import baselines
+from motus_jax.evaluation.held_out import ActionUnits
 
 
 @pytest.fixture(scope="module")
@@ -68,3 +72,25 @@ def test_neighbour_has_the_same_robot_and_the_instruction_counts_where_it_helps(
     assert neighbour.other_instruction == 0.0
     unknown = {**plain, "instruction": np.full((200, 5), 77, np.int32)}
     np.testing.assert_array_equal(neighbour.predict(unknown), train["actions"])
+
+
+def test_who_stays_where_it_is():
+    """Targets repeat the state, changes are zero; where nobody knows, there is no such baseline."""
+    own, states = synthetic.contract(), np.float32([[0.3, -0.2, 1.0]])
+    for space, hands, expected in (
+        ("absolute", 3, states / np.float32(synthetic.SCALE)),
+        ("delta", 3, np.zeros(3)),
+        ("steps", 3, np.zeros(3)),
+    ):
+        units = ActionUnits.of(dataclasses.replace(own, action_space=space))
+        np.testing.assert_allclose(units.hold(states), np.tile(expected, (1, own.chunk, 1)), atol=1e-6)
+        assert len(units.units) == hands
+    for space in ("steps_gripper", "latent"):
+        assert ActionUnits.of(dataclasses.replace(own, action_space=space)).hold is None
+    hand = dataclasses.replace(
+        own, action_space="end_effector", state_dim=8, action_dim=10, action_names=(),
+        state=Affine((0.0,) * 8, (1.0,) * 8), action=Affine((0.0,) * 10, (1.0,) * 10),
+    )  # fmt: skip
+    units, pose = ActionUnits.of(hand), np.float32([[0.1, 0.2, 0.3, 1, 0, 0, 0, 0.5]])
+    assert len(units.names) == 8
+    np.testing.assert_allclose(units.denormalise(units.hold(pose), pose)[0], np.tile(pose, (own.chunk, 1)), atol=1e-6)

@@ -7,6 +7,7 @@ import pytest
 from test_encoders import make_batch
 
 from experiments import debug
+from motus_jax.models.losses import seen_places, video_loss
 from motus_jax.models.system import System
 
 LACKS = 1  # the row of the batch that has neither state, actions nor words
@@ -32,20 +33,38 @@ def found():
     for name in ("state", "actions", "instruction"):
         batch[name][LACKS] = 0
     batch |= {"source": np.int32([1, 0, 1, 1]), "layer": np.int32([6, 1, 6, 6])}
+    batch["unseen"] = np.zeros((4, 3, 4), np.float32)
     params = jax.jit(lambda key: jax.tree.map(lambda leaf: leaf + 0.1, system.init(key)))(key)
     frozen = system.fit_frozen(batch["frames"].repeat(4, 0))
     step = jax.jit(jax.value_and_grad(system.loss, has_aux=True))
     other = {name: value.copy() for name, value in batch.items()}
     other["state"][LACKS], other["actions"][LACKS] = 3.0, -2.0
-    return [step(params, frozen, jax.tree.map(jnp.asarray, one), key) for one in (batch, other)]
+    dark = {**batch, "unseen": batch["unseen"].copy()}
+    dark["unseen"][LACKS, 1] = 0, 0, 1, 1
+    return [step(params, frozen, jax.tree.map(jnp.asarray, one), key) for one in (batch, other, dark)]
 
 
 def test_all_is_finite_and_nothing_that_is_missing_is_read(found):
-    ((loss, _), grads), ((other_loss, _), other_grads) = found
+    ((loss, _), grads), ((other_loss, _), other_grads), _ = found
     assert np.isfinite(loss) and all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(grads))
     np.testing.assert_allclose(loss, other_loss, rtol=1e-6)
     for leaf, other in zip(jax.tree.leaves(grads), jax.tree.leaves(other_grads)):
         np.testing.assert_allclose(leaf, other, rtol=1e-4, atol=1e-6)
+
+
+def test_where_no_camera_is_there_is_no_loss(found):
+    plain, dark = (one[0][1] for one in found[::2])
+    assert dark["loss/video/source_clips"] == 0 < plain["loss/video/source_clips"]
+    np.testing.assert_allclose(dark["loss/video/source_robot"], plain["loss/video/source_robot"], rtol=1e-6)
+
+
+def test_places_and_their_mean():
+    seen = seen_places(jnp.array([np.zeros((3, 4)), [[0, 0, 0, 0], [0.5, 0.25, 1, 0.5], [0.7, 0.5, 0.9, 1]]]), 4, 4)
+    assert seen[0].all() and np.array_equal(seen[1], np.array([[1, 1, 1, 1], [1, 1, 1, 1], [1, 0, 0, 0], [1, 0, 0, 0]]))
+    error = np.random.default_rng(0).standard_normal((2, 3, 4, 4, 2)).astype(np.float32)
+    losses = video_loss(jnp.asarray(error), jnp.zeros(error.shape), "future", seen)
+    np.testing.assert_allclose(losses[0], np.square(error[0, 1:]).mean(), rtol=1e-5)
+    np.testing.assert_allclose(losses[1], np.square(error[1, 1:])[:, np.asarray(seen[1])].mean(), rtol=1e-5)
 
 
 def test_losses_by_source_and_layer(found):
