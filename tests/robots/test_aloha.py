@@ -123,3 +123,35 @@ def test_sawyer_expert_succeeds():
     # The controller pulls the hand to the commanded place within a row or so.
     assert np.abs(episode.action[:-1, :3] - episode.state[1:, :3]).max() < 0.12
     assert (np.abs(episode.frames["front"][-1].astype(int) - episode.frames["front"][0]).max(-1) > 20).mean() > 0.03
+
+
+def test_motion_is_random_bounded_and_touches_nothing(robots):
+    """Task-agnostic motion: no arm touches anything but itself along the way that it really goes."""
+    import mujoco
+
+    from motus_jax.robots import motion
+
+    episode = motion.record_motion("motion", np.random.SeedSequence([5, 1]))
+    assert episode.success and not episode.instruction and len(episode.state) == round(motion.SECONDS * 10)
+    assert all(len(video) == len(episode.state) for video in episode.frames.values())
+    other = motion.record_motion("motion", np.random.SeedSequence([5, 2]))
+    again = motion.record_motion("motion", np.random.SeedSequence([5, 1]))
+    np.testing.assert_array_equal(episode.action, again.action)
+    assert np.abs(episode.action - other.action).max() > 0.3
+    arms = motion.ARM_COLUMNS
+    for arm in (arms[:6], arms[6:]):
+        assert np.ptp(episode.state[:, arm], axis=0).max() > 0.4
+    # A leg's speed is highest in its middle: 1.5 times its mean.
+    assert np.abs(np.diff(episode.action[:, arms], axis=0)).max() * 10 < 1.6 * motion.SPEED
+    assert np.abs(episode.action[:-1, arms] - episode.state[1:, arms]).max() < 0.2, "the servos follow"
+
+    rng = np.random.default_rng(np.random.SeedSequence([5, 1]))
+    task = robots.tasks.TASKS["play"]
+    world = motion.Aloha(task.layout, task.place(rng), rng)
+    checker = mujoco.MjData(world.model)
+    checker.qpos[:] = world.data.qpos
+    low, high = world.model.jnt_range[np.concatenate(motion.ARM_JOINTS)].T
+    assert (episode.action[:, arms] >= low - 1e-6).all() and (episode.action[:, arms] <= high + 1e-6).all()
+    assert not any(motion._collides(world, checker, pose) for pose in episode.state)
+    folded = np.concatenate([np.r_[0, 1.2, 0.9, 0, 0, 0, 0]] * 2)  # both hands on the table
+    assert motion._collides(world, checker, folded), "the check can fail"

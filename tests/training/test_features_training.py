@@ -14,6 +14,7 @@ sys.path.append(str(pathlib.Path(__file__).parents[1] / "data"))
 import feature_setting
 import lerobot_fixture
 
+from motus_jax.data import __main__ as data_command
 from motus_jax.data import encode_command, feature_files
 from motus_jax.data.mixture import make_dataset
 from motus_jax.data.pipeline import eval_batches
@@ -109,6 +110,22 @@ def test_what_the_experts_see_is_the_same(setting):
     expected, found = see(loaded.frozen, next(pixels.batches)), see({}, next(stored.batches))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), expected, found)
     assert all(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(found))
+
+
+def test_the_bench_reads_them(simple, tmp_path, monkeypatch, capsys):
+    """As a user calls it, with an experiment whose config names the features."""
+    features, out = simple.features(), tmp_path / "bench.json"
+    refuse_to_decode(monkeypatch)
+    experiment = tmp_path / "experiment.py"
+    experiment.write_text(
+        "import json\nfrom motus_jax.training.checkpoint import config_from_json\n"
+        f"get_config = lambda: config_from_json(json.loads({simple.config.to_json()!r}))\n"
+    )
+    data_command.main(["data", "bench", f"--config={experiment}", f"--config.data.features={features}",
+                       "--seconds=0.3", "--step_seconds=10", f"--out={out}"])  # fmt: skip
+    found = json.loads(out.read_text())
+    assert found["examples_per_second"] > 0 and not found["verdict"]["starves"]
+    assert f"{found['examples_per_second']:.1f} examples/s" in capsys.readouterr().out
 
 
 def test_what_the_batches_hold(setting):
