@@ -59,6 +59,10 @@ class TrueFlow:
         flow[(part < 0) | ~np.isfinite(flow).all(-1)] = 0
         return flow, part
 
+    def close(self) -> None:
+        """Lets go of the renderer."""
+        self._renderer.close()
+
     def _see(self) -> tuple[Float[np.ndarray, "H W"], Int[np.ndarray, "H W"]]:
         mujoco.mj_kinematics(self._model, self._data)
         mujoco.mj_camlight(self._model, self._data)

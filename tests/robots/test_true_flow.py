@@ -22,7 +22,9 @@ def seen():
     present = world.state()
     goal = present + np.where(np.arange(14) % 7 == 0, 0.12, 0.0)
     first = world.picture("top", SIZE).copy()
-    flow, part = TrueFlow(world.model, world.data, "top", SIZE)(lambda: follow(world, present, goal, 5))
+    true_flow = TrueFlow(world.model, world.data, "top", SIZE)
+    flow, part = true_flow(lambda: follow(world, present, goal, 5))
+    true_flow.close()
     return flow, part, first, world.picture("top", SIZE).copy(), world
 
 
@@ -43,7 +45,9 @@ def test_what_stands_still_has_no_flow(seen):
     from motus_jax.robots.true_flow import TrueFlow
 
     world = seen[-1]
-    flow, part = TrueFlow(world.model, world.data, "top", SIZE)(lambda: None)
+    true_flow = TrueFlow(world.model, world.data, "top", SIZE)
+    flow, part = true_flow(lambda: None)
+    true_flow.close()
     assert np.abs(flow).max() < 1e-3 and (part >= 0).mean() > 0.9
 
 
