@@ -6,7 +6,8 @@ Features: those of `experiments/demo.py`, made on the fly; batches as training g
 224x224 pictures at 30 frames/s (h264, key frame every 12), from which random chunks of 9 frames at 5 frames/s are read
 with nothing kept in memory. PyAV's side decodes exactly the same frames with as many threads and keeps the same
 pictures, nothing else. lerobot's side is its `LeRobotDataset` with the same `delta_timestamps`, in torch's DataLoader
-with as many workers; it runs under a Python that has it (`--lerobot_python`), on the same folder. The sides take turns.
+with as many workers and its default decoder (torchcodec where that is installed, which needs FFmpeg's libraries); it
+runs under a Python that has it (`--lerobot_python`), on the same folder. The sides take turns.
 """
 
 import json
@@ -35,7 +36,7 @@ from motus_jax.errors import UserError
 
 SIZE, FPS, EPISODES, LENGTH = 224, 30, 24, 240
 BATCH, FRAMES, HZ = 16, 9, 5.0
-TURNS, SECONDS = 5, 8.0
+TURNS, SECONDS, WARM_UP = 5, 8.0, 8
 CAMERA = "observation.images.top"
 LEROBOT = """
 import sys, time, json, torch
@@ -43,20 +44,22 @@ lib = torch.library.Library("torchvision", "DEF")  # torchvision's C++ part may 
 for name in ("nms(Tensor a, Tensor b, float c) -> Tensor", "qnms(Tensor a, Tensor b, float c) -> Tensor"):
     lib.define(name)
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
-root, camera, frames, hz, batch, workers, seconds = json.loads(sys.argv[1])
-data = LeRobotDataset("local/set", root=root, delta_timestamps={camera: [k / hz for k in range(frames)]},
-                      video_backend="pyav" if len(sys.argv) < 3 else sys.argv[2])
+root, camera, frames, hz, batch, workers, seconds, warm_up = json.loads(sys.argv[1])
+data = LeRobotDataset("local/set", root=root, delta_timestamps={camera: [k / hz for k in range(frames)]})
 loader = torch.utils.data.DataLoader(data, batch_size=batch, shuffle=True, num_workers=workers, drop_last=True,
                                      persistent_workers=False)
-print("ready", flush=True)
+from importlib import metadata
+versions = {name: metadata.version(name) for name in ("lerobot", "torch", "torchcodec")}
+print(json.dumps(versions | {"backend": data.video_backend}), flush=True)
 for line in sys.stdin:
-    found, begun = 0, None
-    for item in loader:
-        begun = begun or time.monotonic()  # the first batch starts the workers
-        if begun and time.monotonic() - begun > seconds:
-            break
-        found += len(item[camera])
-    print(json.dumps((found - batch) / (time.monotonic() - begun)), flush=True)
+    for number, item in enumerate(loader):
+        if number == warm_up:  # what the workers made ahead while they started would count for nothing
+            found, begun = 0, time.monotonic()
+        elif number > warm_up:
+            found += len(item[camera])
+            if time.monotonic() - begun > seconds:
+                break
+    print(json.dumps(found / (time.monotonic() - begun)), flush=True)
 """
 
 
@@ -122,8 +125,9 @@ def videos(folder: pathlib.Path, cores: int, python: str | None) -> dict[str, An
         "ours": lambda turn: rate(make_iterator(mixture, BATCH, turn)),
         "pyav": lambda turn: pyav_rate(mixture, cores, turn),
     }
+    versions = {}
     if python:
-        sides["lerobot"] = _lerobot(python, where, cores)
+        sides["lerobot"], versions = _lerobot(python, where, cores)
     turns = [{name: side(turn) for name, side in sides.items()} for turn in range(TURNS)]
     median = {name: float(np.median([turn[name] for turn in turns])) for name in sides}
     return {
@@ -131,6 +135,7 @@ def videos(folder: pathlib.Path, cores: int, python: str | None) -> dict[str, An
         "frames_per_second": {name: FRAMES * value for name, value in median.items()},
         "ours_over": {name: float(np.median([t["ours"] / t[name] for t in turns])) for name in sides if name != "ours"},
         "turns": turns,
+        **({"lerobot": versions} if versions else {}),
     }
 
 
@@ -180,11 +185,11 @@ def pyav_rate(mixture: Mixture, cores: int, seed: int) -> float:
         return (done - 40) / (time.monotonic() - begun)
 
 
-def _lerobot(python: str, where: pathlib.Path, cores: int) -> Callable[[int], float]:
-    arguments = json.dumps([str(where), CAMERA, FRAMES, HZ, BATCH, cores, SECONDS])
+def _lerobot(python: str, where: pathlib.Path, cores: int) -> tuple[Callable[[int], float], dict[str, str]]:
+    arguments = json.dumps([str(where), CAMERA, FRAMES, HZ, BATCH, cores, SECONDS, WARM_UP])
     command = [python, "-c", LEROBOT, arguments]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    if (line := process.stdout.readline()).strip() != "ready":
+    if not (line := process.stdout.readline()).startswith("{"):
         raise UserError(f"--lerobot_python={python}: expected it to open the set; found {line!r} (its error is above)")
 
     def side(turn: int) -> float:
@@ -192,7 +197,7 @@ def _lerobot(python: str, where: pathlib.Path, cores: int) -> Callable[[int], fl
         process.stdin.flush()
         return json.loads(process.stdout.readline())
 
-    return side
+    return side, json.loads(line)
 
 
 if __name__ == "__main__":

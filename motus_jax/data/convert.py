@@ -272,7 +272,7 @@ def _encode_shard(
     for found, numbers in waiting:
         segments = np.array([places[number] for number in numbers], np.uint64).reshape(-1, 3)
         number = tables.add(records.pack_table(found.index, found.length, {**found.arrays, "segments": segments}))
-        episodes.append({"origin": found.index, "length": found.length, "even": found.even, "table": number,
+        episodes.append({"origin": found.index, "length": found.length, "steps": found.steps, "table": number,
                          "texts": found.texts, "lacks": found.lacks})  # fmt: skip
     where = tables.close()
     for episode in episodes:
@@ -283,11 +283,11 @@ def _encode_shard(
 
 @dataclasses.dataclass(frozen=True)
 class _Encoded:
-    """An episode: its table, texts by their first row, cameras that it lacks, and the records of its segments."""
+    """An episode: packed times, table, texts by their first row, cameras that it lacks, records of its segments."""
 
     index: int
     length: int
-    even: bool
+    steps: str
     arrays: dict[str, np.ndarray]
     texts: list[tuple[int, tuple[str, ...]]]
     lacks: list[str]
@@ -321,7 +321,8 @@ def _encode(source: Source, plan: Plan, index: int) -> _Encoded:
     even_times = np.arange(len(kept)) / plan.fps
     even = bool(np.abs(times - even_times).max(initial=0.0) < EVEN)
     arrays = {name: getattr(rows, name)[kept] for name in rows._fields}
-    arrays["times"] = even_times if even else times
+    arrays["times"] = even_times if even else records.round_times(times)
+    steps = "" if even else records.pack_times(times)
     texts = []
     for row, source_row in enumerate(kept.tolist()):
         found = tuple(source.texts(index, source_row))
@@ -329,7 +330,7 @@ def _encode(source: Source, plan: Plan, index: int) -> _Encoded:
             texts.append((row, found))
     lacks = [camera for camera in plan.cameras if not source.has_camera(index, camera)]
     segments = [_segment(source, plan, index, kept, first) for first in range(0, len(kept), plan.segment_rows)]
-    return _Encoded(index, len(kept), even, arrays, texts, lacks, segments)
+    return _Encoded(index, len(kept), steps, arrays, texts, lacks, segments)
 
 
 def _segment(source: Source, plan: Plan, index: int, kept: Int[np.ndarray, "n"], first: int) -> bytes:
@@ -386,7 +387,7 @@ def _index(source: Source, plan: Plan, shards: Sequence[Mapping[str, Any]]) -> I
 
 def _entry(episode: Mapping[str, Any], shard: int, numbers: Mapping[str, int]) -> Entry:
     texts = tuple((first, tuple(numbers[text] for text in found)) for first, found in episode["texts"])
-    return Entry(episode["length"], shard, Place(*episode["table"]), texts, episode["even"], episode["origin"],
+    return Entry(episode["length"], shard, Place(*episode["table"]), texts, episode["steps"], episode["origin"],
                  tuple(episode["lacks"]))  # fmt: skip
 
 

@@ -15,23 +15,25 @@ uint64 a segment: offset, length and crc32c of its record (`motus_jax.data.array
 by one ranged read and compared with its checksum.
 """
 
+import base64
 import dataclasses
 import itertools
 import json
 import pathlib
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import google_crc32c
 import numpy as np
 from array_record.python import array_record_module
-from jaxtyping import Shaped
+from jaxtyping import Float, Int, Shaped
 
 from motus_jax.data import array_record_layout, storage
 from motus_jax.data.array_record_layout import Span
 from motus_jax.errors import UserError
 
-FORMAT = 1
+FORMAT = 2
 INDEX, PLAN, SHARDS = "index.json", "plan.json", "shards"
 FRAMES, TABLES, DONE = ".frames", ".tables", ".json"
 SEGMENT_MAGIC, TABLE_MAGIC = b"MOTUSEG1", b"MOTUTAB1"
@@ -146,6 +148,33 @@ def _unpack(magic: bytes, record: bytes) -> tuple[dict[str, Any], memoryview]:
         raise Damaged(f"a header that is no JSON: {error}") from error
 
 
+def pack_times(times: Float[np.ndarray, "n"]) -> str:
+    """Seconds of rows since the first, to the microsecond, as text."""
+    return base64.b64encode(zlib.compress(np.diff(_microseconds(times)).astype("<i8").tobytes(), 9)).decode()
+
+
+def unpack_times(steps: str) -> Float[np.ndarray, "n"]:
+    """The seconds that `pack_times` packed.
+
+    Raises:
+      Damaged: they are none.
+    """
+    try:
+        found = np.frombuffer(zlib.decompress(base64.b64decode(steps, validate=True)), "<i8")
+    except (ValueError, zlib.error) as error:
+        raise Damaged(f"times that are none: {error}") from error
+    return np.concatenate([[0], np.cumsum(found)]) / 1e6
+
+
+def round_times(times: Float[np.ndarray, "n"]) -> Float[np.ndarray, "n"]:
+    """Seconds as `unpack_times` gives them back."""
+    return _microseconds(times) / 1e6
+
+
+def _microseconds(times: Float[np.ndarray, "n"]) -> Int[np.ndarray, "n"]:
+    return np.round((times - times[0]) * 1e6).astype(np.int64)
+
+
 def read_record(file: storage.Path, place: Place) -> bytes:
     """One record by one ranged read; of a remote file twice if its checksum is wrong.
 
@@ -206,7 +235,8 @@ class Entry:
       shard: its number.
       table: where its table lies: offset, length, crc32c.
       texts: (first row, numbers of texts) of the rows from there on, rising.
-      even: whether its rows are at the constant rate; their times lie in the table otherwise.
+      steps: of rows that are not at the constant rate, the microseconds between them (`pack_times`): who opens the
+        dataset needs the times of all episodes, and must not read a table of each; empty where the rate is constant.
       origin: its index in the source.
       lacks: cameras that it has no pictures of.
     """
@@ -215,7 +245,7 @@ class Entry:
     shard: int
     table: Place
     texts: tuple[tuple[int, tuple[int, ...]], ...]
-    even: bool
+    steps: str
     origin: int
     lacks: tuple[str, ...] = ()
 

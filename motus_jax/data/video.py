@@ -13,6 +13,8 @@ from motus_jax.data.source import BrokenData
 
 GAP = 10.0
 """Seconds between two wanted frames from which on seeking is tried in place of decoding all that lies between."""
+LONGEST_WAIT = 64
+"""Packets that are read ahead to see which of them are needed."""
 SEEK_EARLIER = (0.0, 2.0, 20.0, np.inf)
 """Seconds before the wanted one to seek to, one after the other: some containers seek by the time of decoding, which
 may be a key frame too late for the frame that is shown then."""
@@ -87,7 +89,8 @@ def read_at(
             raise BrokenData(
                 f"{label}: expected pictures of {expected[1]}x{expected[0]} in {path}; found {found[1]}x{found[0]}"
             )
-    return np.stack(frames)[places]
+    found = np.stack(frames)
+    return found if np.array_equal(places, np.arange(len(found))) else found[places]
 
 
 def list_timestamps(path: storage.Path) -> tuple[Fraction, tuple[int, int], Int[np.ndarray, "n"]]:
@@ -148,24 +151,71 @@ def _decode(
     with storage.local(path) as local, av.open(str(local)) as container:
         _pictures(container).thread_type = "NONE"  # clips are short: starting threads costs more than it gives
         for part in np.split(wanted, np.flatnonzero(np.diff(wanted) > GAP) + 1):
-            frames += _nearest(_frames_from(container, part[0] - tolerance), part, tolerance, picture)
+            frames += _nearest(_frames_from(container, part, tolerance), part, tolerance, picture)
     return frames
 
 
-def _frames_from(container: av.container.InputContainer, second: float) -> Iterator[tuple[float, av.VideoFrame]]:
-    """(second, frame) in order of time, from the last key frame that is not later than `second` on."""
-    stream = _pictures(container)
+def _frames_from(
+    container: av.container.InputContainer, wanted: Float[np.ndarray, "n"], tolerance: float
+) -> Iterator[tuple[float, av.VideoFrame]]:
+    """(second, frame) in order of time, from the last key frame on that is not later than the first wanted moment;
+    frames that are of no use may lack."""
+    stream, second = _pictures(container), wanted[0] - tolerance
     unit = float(stream.time_base)
     for earlier in SEEK_EARLIER:
         target = max(second - earlier, 0.0) if np.isfinite(earlier) else 0.0
         container.seek(int(target / unit), stream=stream, backward=True)
-        frames = ((frame.pts * unit, frame) for frame in container.decode(stream) if frame.pts is not None)
+        packets = _useful_packets(container, stream, wanted, tolerance)
+        frames = (
+            (frame.pts * unit, frame) for packet in packets for frame in packet.decode() if frame.pts is not None
+        )
         first = next(frames, None)
         if first is None or first[0] <= second or target == 0.0:
             break
     if first is not None:
         yield first
         yield from frames
+
+
+def _useful_packets(
+    container: av.container.InputContainer,
+    stream: av.VideoStream,
+    wanted: Float[np.ndarray, "n"],
+    tolerance: float,
+) -> Iterator[av.Packet]:
+    """Packets to decode for the wanted moments. Where frames are stored in the order in which they are shown, a key
+    frame needs nothing before it: between two of them nothing is decoded behind the last wanted frame."""
+    unit, end = float(stream.time_base), wanted[-1] + tolerance
+    if stream.codec_context.has_b_frames:
+        yield from container.demux(stream)
+        return
+    first, all_of_them = True, False
+    waiting: list[av.Packet] = []
+    for packet in container.demux(stream):
+        if packet.is_keyframe:
+            yield from _until_last_wanted(waiting, wanted, tolerance, unit, at_least=int(first))
+            first, all_of_them, waiting = first and not waiting, False, []
+        waiting.append(packet)
+        # Beyond the end only frames that the decoder holds back may still be wanted: whatever comes brings them out.
+        all_of_them |= packet.pts is None or packet.pts * unit > end or len(waiting) == LONGEST_WAIT
+        if all_of_them:
+            yield from waiting
+            first, waiting = False, []
+    yield from waiting
+
+
+def _until_last_wanted(
+    packets: list[av.Packet], wanted: Float[np.ndarray, "n"], tolerance: float, unit: float, at_least: int
+) -> list[av.Packet]:
+    """The packets from one key frame to the next as far as they are needed."""
+    stamps = [packet.pts for packet in packets]
+    if not packets or not packets[0].is_keyframe or None in stamps or any(np.diff(stamps) <= 0):
+        return packets
+    seconds = np.array(stamps) * unit
+    following = np.searchsorted(wanted, seconds - tolerance)
+    near = wanted[np.minimum(following, len(wanted) - 1)] <= seconds + tolerance
+    hits = np.flatnonzero(near & (following < len(wanted)))
+    return packets[: max(at_least, hits[-1] + 1 if len(hits) else 0)]
 
 
 def _nearest(

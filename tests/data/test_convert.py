@@ -107,7 +107,7 @@ def test_everything_is_kept(lerobot, made):
     assert (found.state_names, found.action_names) == (lerobot.state_names, lerobot.action_names)
     assert [episode.length for episode in found.episodes] == [episode.length for episode in lerobot.episodes]
     assert (found.split("train"), found.split("test")) == (lerobot.split("train"), lerobot.split("test"))
-    assert found.all_texts() == lerobot.all_texts() and found.format == "records 1 of LeRobot v3.0"
+    assert found.all_texts() == lerobot.all_texts() and found.format == "records 2 of LeRobot v3.0"
     assert found.size_bytes() == sum(file.stat().st_size for file in made.glob("shards/*.tables"))
     for episode in range(len(fixture.LENGTHS)):
         for mine, theirs in zip(found.rows(episode), lerobot.rows(episode)):
@@ -129,16 +129,23 @@ def test_odd_sources_are_kept_too(tmp_path):
     assert found.all_texts() == ["go there", "grasp", "reach"]
     for episode in range(3):
         for mine, theirs in zip(found.rows(episode), given.rows(episode)):
-            assert np.array_equal(mine, theirs)
-        assert np.array_equal(found.times(episode), given.times(episode))
+            np.testing.assert_allclose(mine, theirs, rtol=0, atol=5e-7)  # times are kept to the microsecond
+        np.testing.assert_allclose(found.times(episode), given.times(episode), rtol=0, atol=5e-7)
+        assert np.array_equal(found.times(episode), found.rows(episode).times)
         assert [found.texts(episode, row) for row in range(9)] == [given.texts(episode, row) for row in range(9)]
         assert found.has_camera(episode, "front") == (episode != 2) and found.has_camera(episode, "cam.side")
         for camera in given.cameras if episode != 2 else ["cam.side"]:
             rows = list(range(given.episode(episode).length))
             frames, expected = found.frames(episode, camera, rows), given.read_frames(episode, camera, rows)
             assert frames.shape == expected.shape and np.abs(frames.astype(int) - expected).max() <= 3
-    assert [entry.even for entry in found.index.episodes] == [True, False, False]
+    assert [not entry.steps for entry in found.index.episodes] == [True, False, False]
     assert found.camera_key("side") == "cam.side"
+    for shard in (tmp_path / "out" / "shards").glob("*.tables"):
+        shard.write_bytes(bytes(shard.stat().st_size))
+    bare = open_source("records", str(tmp_path / "out"))
+    np.testing.assert_array_equal(bare.times(1), found.times(1))  # of uneven rows too, without their table
+    with pytest.raises(source.BrokenData):
+        bare.rows(1)
     with pytest.raises(source.BrokenData, match=r"segment 0 of episode 2 .* expected camera 'front'; found cam.side"):
         found.frames(2, "front", [0])
 
@@ -274,8 +281,8 @@ def test_incomplete_and_foreign_folders(damaged, tmp_path):
     assert "found no such file" in complaint(lambda: RecordsDataset(str(damaged)))
     index = damaged / "index.json"
     record = json.loads(index.read_text())
-    index.write_text(json.dumps(record | {"format": 2}))
-    assert "expected records of format 1; found 2" in complaint(lambda: RecordsDataset(str(damaged)))
+    index.write_text(json.dumps(record | {"format": 3}))
+    assert "expected records of format 2; found 3" in complaint(lambda: RecordsDataset(str(damaged)))
     del record["splits"]
     for text in (json.dumps(record), "{", "[]"):
         index.write_text(text)

@@ -179,3 +179,53 @@ def test_a_table_with_an_open_quote(tmp_path):
     (tmp_path / "captions.tsv").write_text('file\ttext\na.mp4\t"go\na.mp4\tstop\n')
     with pytest.raises(UserError, match=r"captions\.tsv: expected a table with closed quotes; found"):
         open_source("videos", tmp_path)
+
+
+CODECS = {
+    "keys_every_2": ("libx264", {"g": "2", "bf": "0"}),
+    "keys_every_12": ("libx264", {"g": "12", "bf": "0"}),
+    "one_key": ("libx264", {"g": "400", "bf": "0", "sc_threshold": "0"}),
+    "b_frames": ("libx264", {"g": "12", "bf": "3"}),
+    "open_groups": ("libx264", {"g": "12", "bf": "3", "x264-params": "open-gop=1"}),
+    "av1": ("libsvtav1", {"g": "2", "preset": "12"}),
+    "vp9": ("libvpx-vp9", {"g": "10", "deadline": "realtime", "cpu-used": "8"}),
+    "mpeg4": ("mpeg4", {"g": "8"}),
+}
+
+
+@pytest.mark.parametrize("codec", CODECS)
+def test_any_rows_equal_those_of_the_whole_film(tmp_path, codec):
+    """What is left out between key frames changes no picture that is asked for."""
+    name, options = CODECS[codec]
+    file, random = tmp_path / "film.mp4", np.random.default_rng(0)
+    canvas = random.integers(0, 256, (64, 64, 3), np.uint8).repeat(3, 0).repeat(3, 1)
+    with av.open(str(file), "w") as container:
+        stream = container.add_stream(name, rate=30, options=options)
+        stream.width, stream.height, stream.pix_fmt = 96, 64, "yuv420p"
+        for k in range(90):
+            picture = np.ascontiguousarray(canvas[k : k + 64, (k * 3) % 90 : (k * 3) % 90 + 96])
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(stream.encode())
+    with av.open(str(file)) as container:
+        whole = np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
+    assert len(whole) == 90 and len({picture.tobytes() for picture in whole}) == 90
+    every = [np.arange(start, 90, step) for start in (0, 1, 5, 11, 13, 40, 88) for step in (1, 6, 7, 30)]
+    for rows in [*every, [89], [0], [12, 12, 11, 24, 23], [3, 80], *(random.integers(0, 90, 9) for _ in range(10))]:
+        found = video.read_frames(file, np.asarray(rows), 30, 0.0, (64, 96), "film")
+        np.testing.assert_array_equal(found, whole[rows], err_msg=str(rows))
+
+
+def test_little_is_decoded(tmp_path, monkeypatch):
+    """Of a film as LeRobot writes it, with a key frame at every second picture, a frame costs at most two."""
+    file, decoded = tmp_path / "film.mp4", []
+    with av.open(str(file), "w") as container:
+        stream = container.add_stream("libx264", rate=30, options={"g": "2", "bf": "0"})
+        stream.width, stream.height = 96, 64
+        for k in range(90):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.full((64, 96, 3), k, np.uint8), format="rgb24")))
+        container.mux(stream.encode())
+    useful = video._useful_packets
+    monkeypatch.setattr(video, "_useful_packets", lambda *rest: (decoded.append(p) or p for p in useful(*rest)))
+    rows = np.arange(7, 60, 6)
+    video.read_frames(file, rows, 30, 0.0, (64, 96), "film")
+    assert len(rows) <= len(decoded) <= 2 * len(rows) + 1

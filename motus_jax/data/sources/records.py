@@ -77,7 +77,16 @@ class RecordsDataset(source.Source):
         return tuple(self.index.texts[number] for number in entry.texts[found][1])
 
     def times(self, index: int) -> Float[np.ndarray, "n"]:
-        return super().times(index) if self._entry(index).even else self.rows(index).times
+        if not (steps := self._entry(index).steps):
+            return super().times(index)
+        file, length = self.path / records.INDEX, self.episode(index).length
+        try:
+            found = records.unpack_times(steps)
+        except Damaged as error:
+            raise broken(file, index, "steps", "packed times", error) from error
+        if len(found) != length:
+            raise broken(file, index, "steps", f"times of {length} rows", len(found))
+        return found
 
     def has_camera(self, index: int, camera: str) -> bool:
         return camera not in self._entry(index).lacks
