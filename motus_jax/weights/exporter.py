@@ -120,6 +120,7 @@ def entries(part: Part, params: tree.Tree, chunk: int, dtype: str = "stored") ->
         kept = next(iter(found.values())).dtype
         table = part.buffer.values(chunk).astype(kept)
         found[part.buffer.name] = Entry(part.buffer.name, table.shape, kept, lambda: table)
+    found |= {name: Entry(name, (), np.dtype(np.int64), lambda: np.zeros((), np.int64)) for name in part.counters}
     return list(found.values())
 
 

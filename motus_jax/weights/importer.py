@@ -317,6 +317,7 @@ def _keys(matched: Match, parts: Sequence[Part]) -> dict[str, dict[str, Any]]:
     for first, others in matched.aliases.items():
         keys |= {alias: {"becomes": f"equal to {first}"} for alias in others}
     keys |= {name: {"becomes": "skipped (--allow)"} for name in matched.skipped}
+    keys |= {name: {"becomes": "counter (nothing is computed from it)"} for name in matched.counters}
     return {
         name: {**keys[name], "shape": list(stored.shape), "dtype": stored.dtype.name}
         for name, stored in tensors.items()

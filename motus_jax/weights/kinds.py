@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -10,16 +11,21 @@ import jax
 import numpy as np
 
 from motus_jax.errors import UserError
+from motus_jax.models import flow_autoencoder
 from motus_jax.models.config import MotusConfig, get_variant
+from motus_jax.models.flow_autoencoder import FlowAutoencoderConfig
 from motus_jax.models.layers import position_table
 from motus_jax.models.text_encoder import XXL, TextEncoderConfig
 from motus_jax.models.video_vae import VideoVaeConfig
 from motus_jax.models.vlm import QWEN3_VL_2B, VlmConfig
-from motus_jax.weights import motus, qwen3_vl, tree, umt5, wan, wan_vae
+from motus_jax.weights import dc_ae, motus, qwen3_vl, tree, umt5, wan, wan_vae
 from motus_jax.weights.name_map import LAYOUTS, Rule
 
 FULL = "5b"
 """The variant that the public weights have; encoders exist in this size only."""
+
+FLOW_SIZES = {FULL: "f128c512", "debug": "debug"}
+"""Variant -> size of the flow autoencoder; others by name, `{"size": "f64c128"}` as overrides."""
 
 Spelling = tuple[tuple[str, str], ...]
 """(regex, replacement) rows from the names of one layout to those of the map; the first that matches wins."""
@@ -92,6 +98,7 @@ class Part:
       dtype: what it is kept in unless the user says otherwise.
       buffer: the table that stands among its public tensors.
       tied: public name -> public name of the same tensor; written by an export, optional in an import.
+      counters: public names of integers that nothing is computed from; optional in an import, 0 in an export.
     """
 
     subtree: str
@@ -99,15 +106,17 @@ class Part:
     dtype: str
     buffer: PositionBuffer | None = None
     tied: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    counters: tuple[str, ...] = ()
 
     def public(self) -> dict[str, tuple[int, ...]]:
-        """Public name -> shape of every tensor that must be there; without buffer and tied names."""
+        """Public name -> shape of every tensor that must be there; without buffer, tied names and counters."""
         return {name: leaf.public for leaf in self.leaves for name in leaf.names}
 
     def exported(self, chunk: int) -> dict[str, tuple[int, ...]]:
         """Public name -> shape of everything that an export writes."""
         found = self.public()
         found |= {name: found[first] for name, first in self.tied.items()}
+        found |= dict.fromkeys(self.counters, ())
         return found | ({self.buffer.name: self.buffer.values(chunk).shape} if self.buffer else {})
 
     def abstract(self, dtypes: Mapping[str, Any]) -> dict[str, Any]:
@@ -181,6 +190,12 @@ def vae_part(config: VideoVaeConfig) -> Part:
     return Part("video_codec", leaves(wan_vae.rules(config), 1), "float32")
 
 
+def flow_part(config: FlowAutoencoderConfig) -> Part:
+    """The flow autoencoder; its layers are leaves of their own."""
+    found = leaves(dc_ae.rules(config), 0)
+    return Part("flow_autoencoder", found, "float32", counters=dc_ae.counters(config))
+
+
 def _wan(variant: str, overrides: Mapping[str, Any]) -> tuple[Part, ...]:
     return (wan_part(get_variant(variant, overrides)),)
 
@@ -194,6 +209,16 @@ def _finetuned(variant: str, overrides: Mapping[str, Any]) -> tuple[Part, ...]:
 def _action_only(variant: str, overrides: Mapping[str, Any]) -> tuple[Part, ...]:
     without_state = {**overrides.get("action", {}), "state_dim": None, "registers": 0}
     return _finetuned(variant, {**overrides, "action": without_state})
+
+
+def _flow(variant: str, overrides: Mapping[str, Any]) -> tuple[Part, ...]:
+    given = {"size": FLOW_SIZES.get(variant)} | dict(overrides)
+    if given.keys() != {"size"} or given["size"] not in flow_autoencoder.VARIANTS:
+        raise UserError(
+            f"--kind=dc_ae: expected --variant={' or '.join(FLOW_SIZES)}, or --overrides with a size of"
+            f" {', '.join(flow_autoencoder.VARIANTS)}, found {variant} with {json.dumps(dict(overrides))}"
+        )
+    return (flow_part(flow_autoencoder.VARIANTS[given["size"]]),)
 
 
 def _one_size(kind: str, *parts: Part) -> Callable[[str, Mapping[str, Any]], tuple[Part, ...]]:
@@ -222,6 +247,7 @@ KINDS: dict[str, Kind] = {
     "motus_stage3": Kind("Motus after stage 3: fine-tuned on a robot", _finetuned, MOTUS_SPELLINGS),
     "umt5": Kind("umT5-xxl text encoder of Wan2.2", _one_size("umt5", text_part(XXL)), umt5.SPELLINGS),
     "wan_vae": Kind("Video VAE of Wan2.2", _one_size("wan_vae", vae_part(wan_vae.RELEASE)), wan_vae.SPELLINGS),
+    "dc_ae": Kind("DC-AE, the flow autoencoder", _flow, dc_ae.SPELLINGS),
     "qwen3_vl": Kind("Qwen3-VL-2B-Instruct", _one_size("qwen3_vl", vlm_part(QWEN3_VL_2B)), qwen3_vl.SPELLINGS),
 }
 """Name -> kind. `wan` and `motus_stage1` are the same network under the same names."""

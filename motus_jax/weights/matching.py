@@ -22,6 +22,7 @@ class Match:
       names: the map's name -> the source's name that is read.
       aliases: name that is read -> further names in the source for the same tensor, to be checked equal.
       skipped: names left out because the user allowed it.
+      counters: names left out because nothing is computed from them.
     """
 
     source: Source
@@ -29,10 +30,11 @@ class Match:
     names: dict[str, str]
     aliases: dict[str, tuple[str, ...]]
     skipped: tuple[str, ...]
+    counters: tuple[str, ...] = ()
 
     def used(self) -> set[str]:
         """Names in the source that an import reads or compares."""
-        return set(self.source.tensors) - set(self.skipped)
+        return set(self.source.tensors) - {*self.skipped, *self.counters}
 
 
 def match(source: Source, kind: str, parts: Sequence[Part], allow: Sequence[str] = ()) -> Match:
@@ -50,10 +52,13 @@ def match(source: Source, kind: str, parts: Sequence[Part], allow: Sequence[str]
     optional = {part.buffer.name for part in parts if part.buffer}
     tied = {name: first for part in parts for name, first in part.tied.items()}
     layout, found = _best_layout(source, kind, {*expected, *tied, *optional})
+    needless = {name for part in parts for name in part.counters}
+    counters = tuple(name for name, ours in found.items() if ours in needless)
     grouped: dict[str, list[str]] = {}
     for name in source.tensors:
         ours = tied.get(found[name], found[name])
-        grouped.setdefault(ours, []).append(name)
+        if ours not in needless:
+            grouped.setdefault(ours, []).append(name)
     unknown = sorted(name for ours, group in grouped.items() if ours not in expected | dict.fromkeys(optional)
                      for name in group)  # fmt: skip
     skipped = _allowed(unknown, allow)
@@ -69,7 +74,7 @@ def match(source: Source, kind: str, parts: Sequence[Part], allow: Sequence[str]
             aliases[first] = tuple(others)
         for name in group:
             _check(source, name, expected.get(ours))
-    return Match(source, layout, names, aliases, tuple(skipped))
+    return Match(source, layout, names, aliases, tuple(skipped), counters)
 
 
 def _best_layout(source: Source, kind: str, known: set[str]) -> tuple[str, dict[str, str]]:
