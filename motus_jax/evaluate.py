@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 from motus_jax import cli
-from motus_jax.data import pipeline
+from motus_jax.data import pipeline, run_path
 from motus_jax.data.contract import Contract
 from motus_jax.data.dataset import Dataset
 from motus_jax.data.mixture import make_dataset, settings_of
@@ -27,6 +27,7 @@ from motus_jax.models.system import System
 from motus_jax.modes import MODES, Role, get_mode
 from motus_jax.sampling.sampler import make_sampler
 from motus_jax.train import set_up_jax
+from motus_jax.training import workdir
 from motus_jax.training.checkpoint import Loaded, load_for_inference
 
 LEAST_CHUNKS = 16
@@ -49,8 +50,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m motus_jax.evaluate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--workdir", required=True, type=Path, help="a run of motus_jax.train")
-    parser.add_argument("--out", type=Path, help="where metrics.json goes (default: the workdir)")
+    parser.add_argument("--workdir", required=True, type=run_path.of, help="a run of motus_jax.train")
+    parser.add_argument("--out", help="folder that gets metrics.json (default: the workdir, unless in a bucket)")
     parser.add_argument("--modes", default=",".join(MODES), help="comma-separated; empty for none (default: all five)")
     parser.add_argument("--chunks", type=int, default=256, help="held-out chunks (default: 256)")
     parser.add_argument("--batch_size", type=int, default=32, help="chunks sampled at once (default: 32)")
@@ -67,7 +68,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     for name, least in (("chunks", LEAST_CHUNKS), ("batch_size", 1), ("episodes", 1)):
         if getattr(args, name) < least:
             raise UserError(f"--{name}: expected at least {least}, found {getattr(args, name)}")
-    args.out = args.out or args.workdir
+    args.out = workdir.local_out(args.workdir, args.out)
     return args
 
 
@@ -79,6 +80,7 @@ def main(argv: Sequence[str]) -> None:
     contract = Contract.from_json(loaded.contract(args.source))
     say(f"checkpoint of step {loaded.step} in {args.workdir}")
     args.out.mkdir(parents=True, exist_ok=True)
+    workdir.copy_curves(args.workdir, args.out)
     texts = Texts(contract, loaded.config.data)
     held_out, memory = read_data(loaded, contract, args)
     if args.closed_loop:

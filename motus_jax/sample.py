@@ -17,6 +17,7 @@ import ml_collections
 import numpy as np
 
 from motus_jax import cli
+from motus_jax.data import run_path
 from motus_jax.data.contract import Contract
 from motus_jax.data.dataset import Dataset
 from motus_jax.data.mixture import make_dataset, settings_of
@@ -34,7 +35,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m motus_jax.sample", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--workdir", required=True, type=pathlib.Path, help="a run of motus_jax.train")
+    parser.add_argument("--workdir", required=True, type=run_path.of, help="a run of motus_jax.train")
     parser.add_argument("--mode", default="joint", help=f"one of {', '.join(MODES)}")
     parser.add_argument("--source", default="", help="source of a mixture (default: the one of the highest layer)")
     parser.add_argument("--dataset", help="another dataset of the same contract (default: the one of the training)")

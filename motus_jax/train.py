@@ -44,12 +44,13 @@ def main(argv: Sequence[str]) -> None:
     set_up_jax(platform)
 
     # Imported after the platform is chosen, in case an import touches a device.
+    from motus_jax.models.latent_system import LatentActionSystem
     from motus_jax.models.system import System
     from motus_jax.models.vae_system import VaeSystem
     from motus_jax.training.inputs import open_data
     from motus_jax.training.loop import train
 
-    systems = {"motus": System, "video_vae": VaeSystem}
+    systems = {"motus": System, "video_vae": VaeSystem, "latent_action": LatentActionSystem}
     if config.system not in systems:
         raise UserError(f"config.system: expected one of {', '.join(systems)}, found {config.system!r}")
     if not train(config, workdir, systems[config.system], open_data):

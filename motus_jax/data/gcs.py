@@ -327,6 +327,18 @@ def remove(url: str) -> None:
     _call(url, "DELETE", "b/{}/o/{}", bucket, key)
 
 
+def move_folder(url: str, target: str) -> None:
+    """Moves every object below a name to below another, inside the service; what lay there goes first."""
+    names = [tuple(split(each)) for each in (url, target)]
+    (bucket, key), (other_bucket, other_key) = names
+    for name in client().find(f"{other_bucket}/{other_key}"):
+        client().rm_file(name)
+    for name in client().find(f"{bucket}/{key}"):
+        below = name.removeprefix(f"{bucket}/{key}")
+        client().cp_file(name, f"{other_bucket}/{other_key}{below}")
+        client().rm_file(name)
+
+
 def _compare(url: str, size: int, checksum: int) -> None:
     found = facts(url)
     if found.size != size or found.crc32c not in (None, checksum):

@@ -40,8 +40,9 @@ class LatentActionConfig:
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
-            if getattr(self, field.name) < (0 if field.name == "depth" else 1):
-                raise UserError(f"config.model.latent_action.{field.name}: expected more, found {getattr(self, field.name)}")
+            found, least = getattr(self, field.name), 0 if field.name == "depth" else 1
+            if found < least:
+                raise UserError(f"config.model.latent_action.{field.name}: expected at least {least}, found {found}")
 
 
 class Perceptron(nn.Module):

@@ -1,7 +1,7 @@
 """The latent-action model as something to train: flow pictures through the autoencoder and 14 numbers, and back.
 
-Loss (paper, equation 2): reconstruction + lambda * |a_real - a_pred|^2 + beta * KL. What the paper leaves open is a field
-of `config.loss`, with the default that `docs/latent_actions.md` gives reasons and figures for.
+Loss (paper, equation 2): reconstruction + lambda * |a_real - a_pred|^2 + beta * KL. What the paper leaves open is a
+field of `config.loss`, with the default that `docs/latent_actions.md` gives reasons and figures for.
 """
 
 from collections.abc import Mapping
@@ -31,7 +31,7 @@ class LatentActionSystem:
 
     Args:
       config: needs `data` (pairs: `video_frames` and `chunk` 1, `action_hz` equal to `video_hz`, `flow` set), `model`
-        (`flow_autoencoder`: `variant`, `tuned`, `overrides`; `latent_action`: fields of `LatentActionConfig` but those
+        (`flow_autoencoder`: `variant`, `tuned`; `latent_action`: fields of `LatentActionConfig` but those
         that follow from the rest) and `loss`:
           picture: weight of the error of the reconstructed picture, `form`: "l1" or "l2".
           motion: by how much more a pixel counts that is fully saturated than one without motion.
@@ -50,9 +50,7 @@ class LatentActionSystem:
     def __init__(self, config: Any) -> None:
         self._loss, data = config.loss, config.data
         settings = config.model.flow_autoencoder
-        if settings.variant not in VARIANTS:
-            known = ", ".join(VARIANTS)
-            raise UserError(f"config.model.flow_autoencoder.variant: expected one of {known}, found {settings.variant!r}")
+        _check_word("model.flow_autoencoder.variant", settings.variant, VARIANTS)
         self._autoencoder = FlowAutoencoder(VARIANTS[settings.variant])
         self._tuned = bool(settings.tuned)
         *grid, channels = self._autoencoder.latent_shape(*data.image_size)
@@ -64,7 +62,7 @@ class LatentActionSystem:
     def _check(self, data: Any) -> None:
         for name in ("video_frames", "chunk"):
             if data[name] != 1:
-                raise UserError(f"config.data.{name}: expected 1, since latent actions are of pairs, found {data[name]}")
+                raise UserError(f"config.data.{name}: expected 1, as latent actions are of pairs, found {data[name]}")
         if data.action_hz != data.video_hz:
             raise UserError(
                 f"config.data.action_hz: expected {data.video_hz:g} as video_hz, so that an action spans a pair, found "
@@ -72,9 +70,8 @@ class LatentActionSystem:
             )
         if not data.get("flow"):
             raise UserError("config.data.flow: expected an estimator of optical flow, e.g. dis, found none")
-        for name, known in (("form", FORMS), ("head", HEADS)):
-            if self._loss[name] not in known:
-                raise UserError(f"config.loss.{name}: expected one of {', '.join(known)}, found {self._loss[name]!r}")
+        _check_word("loss.form", self._loss.form, FORMS)
+        _check_word("loss.head", self._loss.head, HEADS)
         if self._loss.head != "linear" and self.latent_action.config.dim != self.latent_action.config.action_dim:
             raise UserError(
                 f"config.loss.head: expected linear for latent actions of {self.latent_action.config.dim} numbers and "
@@ -158,7 +155,8 @@ class LatentActionSystem:
             parts["autoencoder"] = self._error(own, picture)
         total = sum(weights[name] * value for name, value in parts.items())
         shown = {f"loss/{name}": value for name, value in parts.items()}
-        shown["loss/action"] = jnp.where(jnp.any(labelled), jnp.sum(squares) / jnp.maximum(jnp.sum(labelled), 1), jnp.nan)
+        numbers = jnp.sum(labelled)
+        shown["loss/action"] = jnp.where(numbers > 0, jnp.sum(squares) / jnp.maximum(numbers, 1), jnp.nan)
         shown["psnr"] = -10 * jnp.log10(jnp.mean(jnp.square(painted - picture)) / 4)
         return total, {"loss/total": total} | shown
 
@@ -176,4 +174,9 @@ class LatentActionSystem:
         """Which examples' episodes are among the share whose actions are seen: always the same ones."""
         number = batch["episode"].astype(jnp.uint32) * jnp.uint32(2654435761) + batch["source"].astype(jnp.uint32)
         mixed = (number ^ (number >> 15)) * jnp.uint32(2246822519)
-        return (mixed ^ (mixed >> 13)).astype(jnp.float32) / 2**32 < self._loss.labelled
+        return (mixed ^ (mixed >> 13)).astype(jnp.float32) / 2.0**32 < self._loss.labelled
+
+
+def _check_word(field: str, found: str, known: Any) -> None:
+    if found not in known:
+        raise UserError(f"config.{field}: expected one of {', '.join(known)}, found {found!r}")

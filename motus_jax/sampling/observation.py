@@ -43,6 +43,7 @@ def observe(
         "frames": np.concatenate([picture[:, None], future], axis=1),
         "state": contract.normalise_state(states),
         "state_mask": np.tile(np.arange(contract.state_dim) < contract.robot_state_dim, (count, 1)),
+        "unseen": np.zeros((count, 3, 4), np.float32),
         "actions": np.zeros((count, contract.chunk, contract.action_dim), np.float32),
         "action_mask": np.tile(real, (count, contract.chunk, 1)),
         **{name: np.stack([row[name] for row in fields]) for name in fields[0]},

@@ -10,8 +10,6 @@ import dataclasses
 import fnmatch
 import importlib.metadata
 import json
-import pathlib
-import shutil
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -20,7 +18,9 @@ import ml_collections
 from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
+from motus_jax.data import run_path
 from motus_jax.data.mixture import primary_name
+from motus_jax.data.run_path import Home, absolute, for_orbax
 from motus_jax.errors import UserError
 from motus_jax.training import frozen
 from motus_jax.training.metrics import note
@@ -83,9 +83,10 @@ class Checkpoints:
       keep: how many of the latest checkpoints survive. At least 2 allow going back when the last one is damaged.
     """
 
-    def __init__(self, workdir: pathlib.Path, every: int, keep: int) -> None:
+    def __init__(self, workdir: Home, every: int, keep: int) -> None:
         if every < 1 or keep < 1:
             raise UserError(f"config.checkpoint: expected every >= 1 and keep >= 1, found every={every}, keep={keep}")
+        run_path.check_writable(workdir)
         self._root = directory_of(workdir)
         self._every, self._keep = every, keep
         self._orbax = self._open()
@@ -93,7 +94,7 @@ class Checkpoints:
     def _open(self) -> ocp.training.Checkpointer:
         # Without a decision policy Orbax drops a request that comes while a save is running.
         return ocp.training.Checkpointer(
-            self._root,
+            for_orbax(self._root),
             context=_context(),
             save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(self._every),
             preservation_policy=ocp.training.preservation_policies.LatestN(self._keep),
@@ -165,18 +166,16 @@ class Checkpoints:
     def _set_aside(self, good: int) -> None:
         aside = self._root.parent / "damaged_checkpoints"
         if jax.process_index() == 0:
-            aside.mkdir(exist_ok=True)
             for step in self._steps():
                 if step > good:
-                    shutil.rmtree(aside / str(step), ignore_errors=True)
-                    shutil.move(self._root / str(step), aside / str(step))
+                    run_path.move(self._root / str(step), aside / str(step))
         if jax.process_count() > 1:
             multihost_utils.sync_global_devices("damaged checkpoints set aside")
         self._orbax.close()
         self._orbax = self._open()
 
 
-def load_for_inference(workdir: str | pathlib.Path, step: int | None = None) -> Loaded:
+def load_for_inference(workdir: str | Home, step: int | None = None) -> Loaded:
     """Reads what sampling and evaluation need from a run's checkpoint, onto the first device.
 
     Args:
@@ -186,7 +185,7 @@ def load_for_inference(workdir: str | pathlib.Path, step: int | None = None) -> 
     Raises:
       UserError: no checkpoint, no such step, another format, or nothing readable, the frozen parts included.
     """
-    workdir = pathlib.Path(workdir)
+    workdir = run_path.of(workdir)
     root = directory_of(workdir)
     steps = available_steps(workdir)
     if not steps:
@@ -200,20 +199,20 @@ def load_for_inference(workdir: str | pathlib.Path, step: int | None = None) -> 
     return Loaded(config_from_json(meta["config"]), meta["contracts"], tree.overlay(base, params), kept, step)
 
 
-def _load_averaged(root: pathlib.Path, step: int) -> tuple[Meta, tree.Tree]:
+def _load_averaged(root: Home, step: int) -> tuple[Meta, tree.Tree]:
     """The meta of one checkpoint, and its trained parameters, averaged if an average is kept."""
     meta = read_meta(root, step)
     trained = tree.select(tree.abstract(meta["parameters"]), meta["trained"])
     return meta, _load_state(root, step, meta, _on_first_device(trained))
 
 
-def _load_state(root: pathlib.Path, step: int, meta: Meta, targets: tree.Tree) -> tree.Tree:
+def _load_state(root: Home, step: int, meta: Meta, targets: tree.Tree) -> tree.Tree:
     """Trained parameters of one checkpoint, averaged if an average is kept."""
     part = "ema" if meta["config"]["optimizer"]["ema"] else "params"
     context = _context()
     context.pytree.loading.partial_load = True  # the optimizer's state stays on disk
     with context:
-        return ocp.load_checkpointables(root / str(step), {"state": {part: targets}})["state"][part]
+        return ocp.load_checkpointables(for_orbax(root / str(step)), {"state": {part: targets}})["state"][part]
 
 
 def _on_first_device(shapes: Any) -> Any:
@@ -221,14 +220,14 @@ def _on_first_device(shapes: Any) -> Any:
     return jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=device), shapes)
 
 
-def leaf_shapes(workdir: pathlib.Path) -> dict[str, tuple[int, ...]]:
+def leaf_shapes(workdir: Home) -> dict[str, tuple[int, ...]]:
     """Leaf path -> shape of everything but the optimizer's state in a run's newest checkpoint that is whole."""
     root = directory_of(workdir)
     meta = newest_readable(root, available_steps(workdir), lambda step: read_meta(root, step))
     return {path: tuple(shape) for part in ("parameters", "frozen") for path, (shape, _) in meta[part].items()}
 
 
-def load_leaves(workdir: pathlib.Path, targets: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:
+def load_leaves(workdir: Home, targets: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:
     """Chosen leaves of a run: trained ones of its newest checkpoint that is whole (averaged if an average is kept), the
     others from where they are kept once.
 
@@ -281,19 +280,19 @@ def _unmerged(meta: Meta, targets: Mapping[str, jax.ShapeDtypeStruct]) -> dict[s
     return found
 
 
-def available_steps(workdir: str | pathlib.Path) -> list[int]:
+def available_steps(workdir: str | Home) -> list[int]:
     """Steps with a complete checkpoint, ascending."""
-    root = directory_of(pathlib.Path(workdir))
+    root = directory_of(run_path.of(workdir))
     if not root.is_dir():
         return []
     return sorted(int(path.name) for path in root.iterdir() if path.name.isdigit())
 
 
-def directory_of(workdir: pathlib.Path) -> pathlib.Path:
-    return workdir.absolute() / "checkpoints"
+def directory_of(workdir: Home) -> Home:
+    return absolute(workdir) / "checkpoints"
 
 
-def newest_readable(root: pathlib.Path, steps: list[int], read: Callable[[int], Any]) -> Any:
+def newest_readable(root: Home, steps: list[int], read: Callable[[int], Any]) -> Any:
     """`read(step)` of the newest step for which it succeeds; says which ones it gave up on.
 
     Raises:
@@ -335,7 +334,7 @@ def make_meta(
     }
 
 
-def read_meta(root: pathlib.Path, step: int) -> Meta:
+def read_meta(root: Home, step: int) -> Meta:
     """The JSON part of one checkpoint.
 
     Raises:
@@ -350,7 +349,7 @@ def read_meta(root: pathlib.Path, step: int) -> Meta:
     return meta
 
 
-def check_same_run(meta: Meta, config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
+def check_same_run(meta: Meta, config: ml_collections.ConfigDict, workdir: Home) -> None:
     """Refuses to resume with a config that would make another model or another order of data.
 
     Raises:

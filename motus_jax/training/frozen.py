@@ -5,13 +5,13 @@ LoRA's adapters lie beside. Neither changes, so the checkpoints hold none of the
 what they are (`describe`): a reader knows what to expect there, and notices other weights.
 """
 
-import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 from orbax.checkpoint import v1 as ocp
 
+from motus_jax.data.run_path import Home, absolute, for_orbax
 from motus_jax.errors import UserError
 from motus_jax.weights import tree
 from motus_jax.weights.fingerprint import fingerprints
@@ -22,8 +22,8 @@ ENCODERS, BASE = "frozen", "base"
 """Folders of the workdir."""
 
 
-def directory_of(workdir: pathlib.Path, folder: str = ENCODERS) -> pathlib.Path:
-    return workdir.absolute() / folder
+def directory_of(workdir: Home, folder: str = ENCODERS) -> Home:
+    return absolute(workdir) / folder
 
 
 def describe(parts: tree.Tree) -> dict[str, Any]:
@@ -31,18 +31,18 @@ def describe(parts: tree.Tree) -> dict[str, Any]:
     return {"frozen": tree.describe(parts), "fingerprints": fingerprints(parts)}
 
 
-def save(workdir: pathlib.Path, parts: tree.Tree, folder: str = ENCODERS) -> None:
+def save(workdir: Home, parts: tree.Tree, folder: str = ENCODERS) -> None:
     """Writes one folder of a new run, in place of those of one that never came to its first checkpoint."""
     if not parts:
         return
     context = ocp.Context()
     context.array.saving.use_compression = False  # weights hardly get smaller
     with context:
-        ocp.save(directory_of(workdir, folder), parts, overwrite=True)
+        ocp.save(for_orbax(directory_of(workdir, folder)), parts, overwrite=True)
 
 
 def load(
-    workdir: pathlib.Path, meta: Mapping[str, Any], place: Callable[[Any], Any], folder: str = ENCODERS
+    workdir: Home, meta: Mapping[str, Any], place: Callable[[Any], Any], folder: str = ENCODERS
 ) -> tree.Tree:
     """All that one folder of a run holds.
 
@@ -63,7 +63,7 @@ def load(
 
 
 def load_leaves(
-    workdir: pathlib.Path, targets: Mapping[str, jax.ShapeDtypeStruct], folder: str = ENCODERS
+    workdir: Home, targets: Mapping[str, jax.ShapeDtypeStruct], folder: str = ENCODERS
 ) -> dict[str, jax.Array]:
     """Chosen leaves by path, cast and placed as `targets` say.
 
@@ -73,7 +73,7 @@ def load_leaves(
     return tree.flatten(_read(workdir, tree.unflatten(targets), folder)) if targets else {}
 
 
-def _read(workdir: pathlib.Path, targets: Any, folder: str) -> Any:
+def _read(workdir: Home, targets: Any, folder: str) -> Any:
     path = directory_of(workdir, folder)
     if not path.is_dir():
         raise _unusable(workdir, folder, "no such folder")
@@ -81,13 +81,13 @@ def _read(workdir: pathlib.Path, targets: Any, folder: str) -> Any:
     context.pytree.loading.partial_load = True
     try:
         with context:
-            return ocp.load(path, targets)
+            return ocp.load(for_orbax(path), targets)
     except Exception as error:  # Orbax and tensorstore raise many types on damaged files
         reason = " ".join(str(error).split())[:300]
         raise _unusable(workdir, folder, f"a damaged one ({type(error).__name__}: {reason})") from error
 
 
-def _unusable(workdir: pathlib.Path, folder: str, found: str) -> UserError:
+def _unusable(workdir: Home, folder: str, found: str) -> UserError:
     return UserError(
         f"{directory_of(workdir, folder)}: expected the frozen parts that this run's start wrote; found {found};"
         " restore a copy of the folder, or train again with another --workdir"

@@ -11,13 +11,14 @@ own go on where the new run has them too, and are merged into their kernels wher
 """
 
 import dataclasses
-import pathlib
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 import jax
 from jax.sharding import Mesh
 from jaxtyping import PRNGKeyArray
 
+from motus_jax.data import run_path
+from motus_jax.data.run_path import Home
 from motus_jax.errors import UserError
 from motus_jax.training import checkpoint, sharding
 from motus_jax.training.step import Trainable
@@ -39,7 +40,7 @@ class Origin:
       description: for the table, e.g. `run, step 2800`.
     """
 
-    path: pathlib.Path
+    path: Home
     shapes: Mapping[str, tuple[int, ...]]
     description: str
 
@@ -108,7 +109,7 @@ def load(rows: Rows, targets: tree.Tree, chosen: Iterable[str]) -> dict[str, jax
     sources = {path: source for path, source in origins(rows, flat).items() if path in among}
     found: dict[str, jax.Array] = {}
     for source in sorted(set(sources.values()) - {NEW}):
-        origin = open_origin(pathlib.Path(source))
+        origin = open_origin(run_path.of(source))
         wanted = {path: flat[path] for path, chosen_from in sources.items()
                   if chosen_from == source and (path in origin.shapes or not lora.is_adapter(path))}  # fmt: skip
         for path, leaf in wanted.items():
@@ -143,7 +144,7 @@ def refuse_random_kernels(fresh: Iterable[str], trained: Iterable[str]) -> None:
         )
 
 
-def open_origin(path: pathlib.Path) -> Origin:
+def open_origin(path: Home) -> Origin:
     """A source as the folder says what it is.
 
     Raises:

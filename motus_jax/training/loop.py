@@ -4,8 +4,6 @@ import contextlib
 import dataclasses
 import functools
 import json
-import os
-import pathlib
 import signal
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -17,12 +15,14 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from motus_jax import modes
+from motus_jax.data import run_path, storage
 from motus_jax.data.contract import Contract
 from motus_jax.data.features import Features
 from motus_jax.data.pipeline import Batches
 from motus_jax.training import checkpoint, frozen, initial, metrics, sharding, step, table
 from motus_jax.training.metrics import note
 from motus_jax.training.plan import Plan, make_plan
+from motus_jax.training.workdir import Files
 from motus_jax.weights import tree
 
 Batch = Mapping[str, np.ndarray]
@@ -67,13 +67,14 @@ class Run:
     checkpoints: checkpoint.Checkpoints
     curve: metrics.Curve
     writer: metrics.Writer
+    files: Files
     ledger: metrics.Ledger
     progress: metrics.Progress
 
 
 def train(
     config: ml_collections.ConfigDict,
-    workdir: str | pathlib.Path,
+    workdir: str | run_path.Home,
     make_system: Callable[[ml_collections.ConfigDict], step.Trainable],
     make_data: Callable[[ml_collections.ConfigDict, Mapping[str, Contract]], Data],
 ) -> bool:
@@ -81,8 +82,8 @@ def train(
 
     Args:
       config: an experiment's config (`experiments/`); `validate_every` = 0 leaves validation out.
-      workdir: receives `checkpoints/`, `frozen/`, `base/` (parameters that are not trained), `config.json`,
-        `metrics.jsonl`, `timing.jsonl` and `tensorboard/`.
+      workdir: a folder or gs://; receives `checkpoints/`, `frozen/`, `base/` (parameters that are not trained),
+        `config.json`, `metrics.jsonl`, `timing.jsonl` and `tensorboard/`.
 
     Returns:
       True if the run is complete; False if SIGTERM stopped it (after saving).
@@ -90,7 +91,7 @@ def train(
     Raises:
       UserError: a bad config, a checkpoint of another run, or a loss that is not finite.
     """
-    workdir, ledger = pathlib.Path(workdir), metrics.Ledger()
+    workdir, ledger = run_path.of(workdir), metrics.Ledger()
     modes.mixture(config.mode)  # refuses an unknown mode before anything else happens
     with contextlib.ExitStack() as stack:
         saves = config.checkpoint
@@ -107,9 +108,7 @@ def train(
             note(f"  {dict(mesh.shape)} on {mesh.size} x {jax.devices()[0].device_kind}")
 
             note("Data")
-            contracts = {name: Contract.from_json(one) for name, one in (found or {}).get("contracts", {}).items()}
-            data = make_data(config, contracts)
-            _check_contracts(contracts, data, workdir)
+            data = _open_data(config, workdir, make_data, found)
 
             note("Model and optimizer")
             system = make_system(config)
@@ -131,7 +130,8 @@ def train(
             note("Step")
             train_step = step.make_train_step(system, plan.optimizer, config.optimizer, mesh, plan.placements)
             _write_config(config, workdir)
-            writer = metrics.Writer(workdir, start)
+            files = stack.enter_context(Files(workdir))
+            writer = metrics.Writer(files.folder, start)
             stack.callback(writer.close)
 
         run = Run(
@@ -147,13 +147,14 @@ def train(
             checkpoints=checkpoints,
             curve=metrics.Curve(writer, window),
             writer=writer,
+            files=files,
             ledger=ledger,
             progress=metrics.Progress(config.steps, config.batch_size, ledger, start),
         )
         return _loop(run, state, start, stack.enter_context(_sigterm()))
 
 
-def _is_finished(meta: checkpoint.Meta, config: ml_collections.ConfigDict, workdir: pathlib.Path) -> bool:
+def _is_finished(meta: checkpoint.Meta, config: ml_collections.ConfigDict, workdir: run_path.Home) -> bool:
     """Whether nothing is left to do; refuses a config of another run."""
     checkpoint.check_same_run(meta, config, workdir)
     finished = meta["step"] >= config.steps
@@ -162,14 +163,21 @@ def _is_finished(meta: checkpoint.Meta, config: ml_collections.ConfigDict, workd
     return finished
 
 
-def _check_contracts(saved: Mapping[str, Contract], data: Data, workdir: pathlib.Path) -> None:
+def _open_data(
+    config: ml_collections.ConfigDict, workdir: run_path.Home, make_data: Callable[..., Data],
+    found: checkpoint.Meta | None,
+) -> Data:  # fmt: skip
+    """The data, after a check that those of a run that goes on keep its contracts."""
+    saved = {name: Contract.from_json(one) for name, one in (found or {}).get("contracts", {}).items()}
+    data = make_data(config, saved)
     for name, record in data.contracts.items():
         if name in saved:  # sources may join and leave
             saved[name].check(Contract.from_json(record), expected_in=f"the checkpoint in {workdir}")
+    return data
 
 
 def _frozen_parts(
-    config: ml_collections.ConfigDict, workdir: pathlib.Path, system: step.Trainable, params: Any, data: Data,
+    config: ml_collections.ConfigDict, workdir: run_path.Home, system: step.Trainable, params: Any, data: Data,
     mesh: Mesh, found: checkpoint.Meta | None,
 ) -> tuple[dict[str, Any], Any]:  # fmt: skip
     """(what the checkpoints say of the frozen parts, what the step needs of them).
@@ -328,6 +336,7 @@ def _save(run: Run, number: int, state: step.State) -> None:
     with run.ledger.time("checkpoint"):
         # A copy: the save is asynchronous, and the loop goes on filling the window while it writes.
         meta = {**run.meta, "step": number, "window": list(run.curve.rows)}
+        run.files.upload()
         run.checkpoints.save(number, state, run.data.batches, meta)
 
 
@@ -342,11 +351,9 @@ def _farewell(run: Run, number: int, complete: bool) -> None:
         note(f"stopped by SIGTERM after step {number}; saved. Run the same command again to go on")
 
 
-def _write_config(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
+def _write_config(config: ml_collections.ConfigDict, workdir: run_path.Home) -> None:
     if jax.process_index() == 0:
-        partial = workdir / "config.json.partial"
-        partial.write_text(json.dumps(checkpoint.config_to_json(config), indent=1) + "\n")
-        os.replace(partial, workdir / "config.json")
+        storage.write_text(workdir / "config.json", json.dumps(checkpoint.config_to_json(config), indent=1) + "\n")
 
 
 @contextlib.contextmanager

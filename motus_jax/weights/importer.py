@@ -20,6 +20,7 @@ import jax
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
+from motus_jax.data.run_path import Home, absolute, for_orbax
 from motus_jax.errors import UserError
 from motus_jax.weights import tree
 from motus_jax.weights.kinds import Leaf, Part
@@ -116,7 +117,7 @@ def import_weights(
     return record
 
 
-def load_imported(workdir: pathlib.Path, targets: Mapping[str, tree.Tree]) -> dict[str, Any]:
+def load_imported(workdir: Home, targets: Mapping[str, tree.Tree]) -> dict[str, Any]:
     """Imported subtrees, laid out as asked; each device reads its own part.
 
     Args:
@@ -142,16 +143,17 @@ def load_imported(workdir: pathlib.Path, targets: Mapping[str, tree.Tree]) -> di
     sizes = [row["bytes"] for leaves in stored.values() for row in leaves.values()]
     context.memory.read_concurrent_bytes = max(READ_BYTES, max(sizes) + 1)
     with context:
-        return {name: ocp.load(imported_directory(workdir) / name, target) for name, target in targets.items()}
+        root = imported_directory(workdir)
+        return {name: ocp.load(for_orbax(root / name), target) for name, target in targets.items()}
 
 
-def imported_leaves(workdir: pathlib.Path) -> dict[str, dict[str, Any]]:
+def imported_leaves(workdir: Home) -> dict[str, dict[str, Any]]:
     """Subtree -> leaf path -> `{"shape", "dtype", "bytes"}` of everything imported into `workdir`."""
     records = read_report(workdir)
     return {name: entry["leaves"] for record in records for name, entry in record["subtrees"].items()}
 
 
-def read_report(workdir: pathlib.Path) -> list[dict[str, Any]]:
+def read_report(workdir: Home) -> list[dict[str, Any]]:
     """The records of all imports into `workdir`, oldest first.
 
     Raises:
@@ -166,8 +168,8 @@ def read_report(workdir: pathlib.Path) -> list[dict[str, Any]]:
     return report["imports"]
 
 
-def imported_directory(workdir: pathlib.Path) -> pathlib.Path:
-    return workdir.absolute() / "imported"
+def imported_directory(workdir: Home) -> Home:
+    return absolute(workdir) / "imported"
 
 
 def _read(matched: Match, name: str, buffer: Buffer, other: Buffer, progress: Progress) -> np.ndarray:

@@ -1,0 +1,55 @@
+"""The latent-action model: optical flow of frame pairs becomes 14 numbers, aligned with a few real actions.
+
+  python -m motus_jax.train --config=experiments/latent_action.py --workdir=runs/latent_action       demo size, on CPU
+  python -m motus_jax.train --config=experiments/latent_action.py:full --workdir=runs/latent_action
+
+By default the demo's data, of which a tenth of the episodes show their actions, and a small autoencoder trained along.
+`full` is the paper's: 256x256 pictures, the public DC-AE (f128c512, four tokens of 512) kept as it is, loss weights
+lambda 1 and beta 1e-6; the DC-AE is first imported,
+
+  python -m motus_jax.convert import --source=FOLDER --kind=dc_ae --workdir=runs/dc_ae
+
+and `config.data.sources` is to name the corpus: by its weights nine tenths unlabelled video and one tenth task-agnostic
+motion and demonstrations. Steps, batch, learning rate and the form of the reconstruction are ours: the paper has none.
+"""
+
+import ml_collections
+
+from experiments import demo
+
+SIZES = ("demo", "full")
+
+
+def get_config(size: str = "demo") -> ml_collections.ConfigDict:
+    """`demo` or `full`."""
+    if size not in SIZES:
+        raise ValueError(f"expected one of {', '.join(SIZES)} after the colon, found {size!r}")
+    config = demo.get_config()
+    config.system = "latent_action"
+    config.mode = "video"
+    config.data.update({"video_frames": 1, "chunk": 1, "action_hz": 5.0, "video_hz": 5.0, "image_size": (128, 128)})
+    config.data.flow = "dis"
+    config.model = ml_collections.ConfigDict({
+        "flow_autoencoder": {"variant": "demo", "tuned": True},
+        "latent_action": {"dim": 14, "hidden": 256, "depth": 1},
+    })  # fmt: skip
+    config.loss = ml_collections.ConfigDict({
+        "picture": 1.0, "form": "l1", "motion": 10.0, "tokens": 0.1, "autoencoder": 1.0, "action": 1.0,
+        "head": "mean", "kl": 1e-6, "labelled": 0.1,
+    })  # fmt: skip
+    config.steps, config.batch_size = 1500, 32
+    config.validate_every = 500
+    config.optimizer.name = "adamw"
+    config.optimizer.lr_multipliers = ((".*", 1.0),)
+    config.optimizer.weight_decay = ((".*/kernel", 0.01), (".*", 0.0))
+    config.optimizer.schedule.update({"peak": 2e-3, "warmup": 50})
+    if size == "full":
+        config.data.update({"image_size": (256, 256), "workers": 8})
+        config.data.augment = ml_collections.ConfigDict()
+        config.model.flow_autoencoder.update({"variant": "f128c512", "tuned": False})
+        config.model.latent_action.update({"hidden": 1024, "depth": 2})
+        config.loss.labelled = 1.0  # the mixture's weights say what is labelled
+        config.init_from = (("flow_autoencoder/.*", "runs/dc_ae"), (".*", "new"))
+        config.steps, config.batch_size = 100_000, 256
+        config.optimizer.schedule.update({"peak": 2e-4, "warmup": 1000})
+    return config
