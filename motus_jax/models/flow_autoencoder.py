@@ -114,14 +114,13 @@ VARIANTS: dict[str, FlowAutoencoderConfig] = {
         windows=((),) * 3 + ((5,),) * 3, batch_norm=(False,) * 6, shuffle=False,
     ),
     "debug": FlowAutoencoderConfig(
-        channels=8, widths=(8, 8, 16, 16), encoder_blocks=(0, 1, 1, 1), decoder_blocks=(0, 1, 1, 1),
-        attention=(False, False, True, True), windows=((), (), (3,), ()), batch_norm=(True, True, False, False),
-        head_dim=8,
+        channels=8, widths=(8, 8, 16), encoder_blocks=(0, 1, 1), decoder_blocks=(0, 1, 1),
+        attention=(False, False, True), windows=((), (), (3,)), batch_norm=(True, True, False), head_dim=8,
     ),
 }  # fmt: skip
 """Name -> sizes. f128c512, f64c128 and f32c32 are each published as `in-1.0` (trained on ImageNet) and `mix-1.0`, which
 are one network; f32c32_sana is SANA's. `debug` is no release: every part of the first three and one further scale, and
-8 channels for 8x8 pixels."""
+8 channels for 4x4 pixels."""
 
 
 class Encoder(nn.Module):
