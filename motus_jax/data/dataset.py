@@ -18,6 +18,7 @@ from motus_jax.data.contract import Affine, Contract
 from motus_jax.data.example import Example
 from motus_jax.data.features import Features
 from motus_jax.data.frame_store import FrameStore
+from motus_jax.data.optical_flow import make_estimator
 from motus_jax.data.prompt import prefix_bytes
 from motus_jax.data.sampling import Timing
 from motus_jax.data.source import Rows, Source
@@ -49,6 +50,7 @@ DEFAULTS: dict[str, Any] = {
     "chat": "",  # a chat of motus_jax.data.prompt, for Qwen3-VL
     "chat_length": 0,  # tokens of a chat
     "chat_tokenizer": "",  # Qwen3-VL's tokenizer.json, or the folder that holds it
+    "flow": "",  # an estimator of motus_jax.data.optical_flow: examples have the motion up to the first future frame
     "augment": {},  # of the pictures in training (motus_jax.data.augmentation)
     "features": "",  # folder of stored features, which training reads in place of the videos
     "statistics": "",  # file of statistics; beside the dataset when empty
@@ -116,12 +118,15 @@ class Dataset:
         self.texts = Texts(self.spec, settings)
         self._unseen = functools.lru_cache(maxsize=None)(self._store.unseen)
         self._augmentation = Augmentation(settings["augment"])
+        self._flow = make_estimator(settings["flow"]) if settings["flow"] else None
         counts = [len(self.timing.starts(self.source.times(episode))) for episode in self.episodes]
         self._ends = np.cumsum(counts, dtype=np.int64)
         self.features, self._features = features, None
         if features is not None:
             if settings["augment"]:
                 raise UserError("config.data.augment: expected none with config.data.features, whose pictures are seen")
+            if settings["flow"]:
+                raise UserError("config.data.flow: expected none with config.data.features, which have no pictures")
             tokens = {text: self.texts(text) for text in self.instructions}
             self._features = features.split(split, self.spec, self.source.facts(), self.starts, tokens)
 
@@ -210,6 +215,8 @@ class Dataset:
         steps = np.ones(len(actions), bool)
         if spec.end_policy == "mask":
             steps = self.timing.within(frame, rows)
+        if spec.latent:
+            steps = steps & self.timing.sample_has_latent(rows, frame)
         instruction = self.source.instruction(episode, frame, 0 if random is None else int(random.integers(1 << 30)))
         source, layer, embodiment = self.numbers
         return Example(
@@ -233,7 +240,8 @@ class Dataset:
         """The frames, or what encoders made of them and of the instruction."""
         if self._features is None:
             frames = self._store.frames(episode, self.timing.frame_rows(frame, self.source.times(episode)))
-            return {"frames": frames if random is None else self._augmentation(frames, random)}
+            frames = frames if random is None else self._augmentation(frames, random)
+            return {"frames": frames} | ({"flow": self._flow(frames[:1], frames[1:2])[0]} if self._flow else {})
         k = bisect.bisect_left(self.episodes, episode)
         before = int(self._ends[k - 1]) if k else 0
         count = int(self._ends[k]) - before

@@ -16,6 +16,8 @@ class Example(TypedDict):
       frames: the condition frame, then Nf future frames, RGB 0..255; the cameras tiled into one picture
         (`motus_jax.data.cameras`). Frame 0 is at time c, frame j at c + j / video_hz seconds. With features the
         condition frame alone, or absent.
+      flow: with `data.flow` only: motion from the condition frame to the first future frame, in pixels to the right and
+        down.
       unseen: where the picture shows no camera because the episode lacks it (`data.missing_cameras`): top, left, bottom
         and right of each such place, as shares of the picture's height and width; zeros for cameras that are there. The
         video carries no loss there.
@@ -46,6 +48,7 @@ class Example(TypedDict):
     """
 
     frames: NotRequired[UInt8[np.ndarray, "1+Nf H W 3"]]
+    flow: NotRequired[Float[np.ndarray, "H W 2"]]
     unseen: Float[np.ndarray, "3 4"]
     state: Float[np.ndarray, "P"]
     state_mask: Bool[np.ndarray, "P"]

@@ -16,7 +16,7 @@ from motus_jax.errors import UserError
 SHARED = frozenset({
     "sources", "layers", "image_size", "chunk", "video_frames", "action_hz", "video_hz", "state_dim", "action_dim",
     "instruction_length", "prompt_template", "text_tokenizer", "chat", "chat_length", "chat_tokenizer", "broken_limit",
-    "threads", "workers", "prefetch",
+    "threads", "workers", "prefetch", "flow",
 })  # fmt: skip
 """Keys of `config.data` that all sources share, because the model's shapes or the run hang on them."""
 ONLY = "data"

@@ -67,6 +67,8 @@ def piece(rows: Float[np.ndarray, "N D"]) -> Piece:
 def weighted_piece(rows: Float[np.ndarray, "N D"], times: Int[np.ndarray, "N"]) -> Piece:
     """As `piece` of rows that appear so many times each, zero included, without making the copies."""
     kept = times > 0
+    if not kept.any():
+        return nothing(rows.shape[1])
     rows, weight = rows[kept], times[kept].astype(np.float64)
     values, count = rows.astype(np.float64), int(weight.sum())
     mean = np.einsum("nd,n->d", values, weight) / count

@@ -3,7 +3,7 @@
 import dataclasses
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from motus_jax.data.source import Rows
 from motus_jax.errors import UserError
@@ -123,6 +123,10 @@ class Timing:
     def sample_latents_at(self, rows: Rows, starts: range) -> Float[np.ndarray, "n T D"]:
         """The latent actions of many chunks."""
         return rows.latent[self.latent_rows(rows, starts)]
+
+    def sample_has_latent(self, rows: Rows, start: int) -> Bool[np.ndarray, "T"]:
+        """Which of the chunk's latent actions are ones."""
+        return rows.has_latent[self.latent_rows(rows, range(start, start + 1))[0]]
 
     def latent_rows(self, rows: Rows, starts: range) -> Int[np.ndarray, "n T"]:
         """Rows of the latent actions of many chunks."""

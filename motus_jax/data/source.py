@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Bool, Float, UInt8
 
 from motus_jax.data import clock, storage
 from motus_jax.errors import UserError
@@ -45,6 +45,7 @@ class Rows(NamedTuple):
       action_times: the second at which each row's action is to be reached: that of the next row where actions are
         commands, that of its own row where they are measured positions.
       latent: latent action of the motion from each row's frame on; no columns where there is none.
+      has_latent: whether a row's latent action is one; not where its motion could not be seen.
     """
 
     times: Float[np.ndarray, "n"]
@@ -52,6 +53,7 @@ class Rows(NamedTuple):
     action: Float[np.ndarray, "n A"]
     action_times: Float[np.ndarray, "n"]
     latent: Float[np.ndarray, "n D"]
+    has_latent: Bool[np.ndarray, "n"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,6 +67,9 @@ class Episode:
 
     index: int
     length: int
+
+
+Labels = Callable[[int], tuple[Float[np.ndarray, "n D"], Bool[np.ndarray, "n"]]]
 
 
 class Source(abc.ABC):
@@ -112,6 +117,18 @@ class Source(abc.ABC):
             raise UserError(f"{path}: unknown option {unknown[0]!r} of a source; expected one of: {known}")
         self.options = {**self.OPTIONS, **(options or {})}
         self._tables: ByteCache = ByteCache(ROWS_CACHE)
+        self._labels: Labels | None = None
+
+    def attach(self, labels: "Labels", latent_dim: int, name: str) -> None:
+        """Takes the latent actions from somewhere else.
+
+        Args:
+          labels: episode -> (latent actions [n, D], which of them are ones [n]); may raise `BrokenData`.
+          latent_dim: D.
+          name: tells these labels from others.
+        """
+        self._labels, self.latent_dim = labels, latent_dim
+        self.options["latents"] = name
 
     @abc.abstractmethod
     def read_rows(self, index: int) -> Rows:
@@ -194,7 +211,7 @@ class Source(abc.ABC):
     def facts(self) -> dict[str, Any]:
         """Rate, size and what `options` change, which tell this source from others and from itself written anew."""
         size = {"episodes": len(self.episodes), "rows": self.total_frames, "table_bytes": self.size_bytes()}
-        options = {name: value for name, value in self.options.items() if value != self.OPTIONS[name]}
+        options = {name: value for name, value in self.options.items() if value != self.OPTIONS.get(name)}
         return {"fps": self.fps, "options": json.loads(json.dumps(options, default=list)), **size}
 
     def camera_key(self, name: str) -> str:
@@ -247,7 +264,11 @@ class Source(abc.ABC):
 
     def _read_checked(self, index: int) -> Rows:
         with clock.timed("read"):
-            return check_rows(self, index, self.read_rows(index))
+            rows = self.read_rows(index)
+            if self._labels is not None:
+                latent, known = self._labels(index)
+                rows = rows._replace(latent=latent, has_latent=known)
+            return check_rows(self, index, rows)
 
     def _parse_split(self, text: str) -> list[list[int]]:
         try:
@@ -315,7 +336,7 @@ def positive_rate(path: Any, fps: Any) -> float:
 def _rows(times, state, action, action_times, latent) -> Rows:
     latent = np.zeros((len(times), 0), np.float32) if latent is None else latent
     return Rows(times, np.asarray(state, np.float32), np.asarray(action, np.float32), action_times,
-                np.asarray(latent, np.float32))  # fmt: skip
+                np.asarray(latent, np.float32), np.full(len(times), latent.shape[1] > 0))  # fmt: skip
 
 
 def check_rows(source: Source, index: int, rows: Rows) -> Rows:

@@ -193,7 +193,10 @@ def _episode(plan: Plan, rows: Rows, begin: int, count: int) -> Part:
         picked = between(values, low.reshape(-1)[chosen], None if weight is None else weight.reshape(-1)[chosen])
         if not space.needs_state and weight is None:
             # Each row counts as often as chunks hold it.
-            sums[name] = moments.weighted_piece(values, np.bincount(low.reshape(-1), minlength=len(values)))
+            counts = np.bincount(low.reshape(-1), minlength=len(values))
+            if space.latent:
+                counts, picked = counts * rows.has_latent, picked[rows.has_latent[low.reshape(-1)[chosen]]]
+            sums[name] = moments.weighted_piece(values, counts)
         else:
             sums[name] = moments.piece(_pooled(space.from_absolute(between(values, low, weight), states)))
         if space.needs_state:

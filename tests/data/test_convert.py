@@ -43,7 +43,7 @@ class Odd(source.Source):
         times = np.cumsum(rng.uniform(0.2, 0.3, n)) if index else np.arange(n) / 4.0
         times = times - times[0]
         state, latent = rng.normal(size=(n, 2)).astype(np.float32), rng.normal(size=(n, 3)).astype(np.float32)
-        return source.Rows(times, state, np.zeros((n, 0), np.float32), times, latent)
+        return source.Rows(times, state, np.zeros((n, 0), np.float32), times, latent, rng.random(n) < 0.7)
 
     def times(self, index):
         return self.rows(index).times

@@ -53,7 +53,8 @@ def test_variable_rate_goes_by_time():
     timing = Timing(10, 5, 4, 2)
     assert timing.frame_rows(0, times).tolist() == [0, 2, 3]
     assert timing.starts(times) == range(7)
-    rows = source.Rows(times, times[:, None], times[:, None].astype(np.float32), times, np.zeros((9, 0)))
+    column = times[:, None].astype(np.float32)
+    rows = source.Rows(times, column, column, times, np.zeros((9, 0)), np.zeros(9, bool))
     np.testing.assert_allclose(timing.sample_actions(rows, 1)[:, 0], [0.2, 0.3, 0.4, 0.5], atol=1e-6)
 
 
