@@ -27,7 +27,7 @@ def get_config(size: str = "demo") -> ml_collections.ConfigDict:
     config = demo.get_config()
     config.system = "latent_action"
     config.mode = "video"
-    config.data.update({"video_frames": 1, "chunk": 1, "action_hz": 5.0, "video_hz": 5.0, "image_size": (128, 128)})
+    config.data.update({"video_frames": 1, "chunk": 1, "action_hz": 5.0, "video_hz": 5.0, "image_size": (64, 64)})
     config.data.flow = "dis"
     config.model = ml_collections.ConfigDict({
         "flow_autoencoder": {"variant": "demo", "tuned": True},

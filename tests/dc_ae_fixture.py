@@ -34,8 +34,8 @@ def _draw(name, shape):
 
 
 def picture():
-    """[2, 16, 16, 3] in [-1, 1]; the last attention sees fewer places than a head has channels, the one before more."""
-    return np.random.default_rng(0).uniform(-1, 1, (2, 16, 16, 3)).astype(np.float32)
+    """[2, 8, 12, 3] in [-1, 1]."""
+    return np.random.default_rng(0).uniform(-1, 1, (2, 8, 12, 3)).astype(np.float32)
 
 
 def theirs(c: FlowAutoencoderConfig):

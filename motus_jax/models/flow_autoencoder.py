@@ -114,19 +114,18 @@ VARIANTS: dict[str, FlowAutoencoderConfig] = {
         windows=((),) * 3 + ((5,),) * 3, batch_norm=(False,) * 6, shuffle=False,
     ),
     "demo": FlowAutoencoderConfig(
-        channels=128, widths=(8, 16, 32, 64, 64, 128, 128),
-        encoder_blocks=(0, 1, 1, 1, 1, 1, 1), decoder_blocks=(0, 1, 1, 1, 1, 1, 1),
-        attention=(False,) * 4 + (True,) * 3, windows=((),) * 7, batch_norm=(False,) * 7, head_dim=16,
+        channels=128, widths=(16, 16, 32, 64, 128, 128),
+        encoder_blocks=(0, 1, 1, 1, 1, 1), decoder_blocks=(0, 1, 1, 1, 1, 1),
+        attention=(False,) * 4 + (True,) * 2, windows=((),) * 6, batch_norm=(False,) * 6, head_dim=16,
     ),
     "debug": FlowAutoencoderConfig(
-        channels=8, widths=(8, 8, 16, 16), encoder_blocks=(0, 1, 1, 1), decoder_blocks=(0, 1, 1, 1),
-        attention=(False, False, True, True), windows=((), (), (3,), ()), batch_norm=(True, True, False, False),
-        head_dim=8,
+        channels=8, widths=(8, 8, 16), encoder_blocks=(0, 1, 1), decoder_blocks=(0, 1, 1),
+        attention=(False, False, True), windows=((), (), (3,)), batch_norm=(True, True, False), head_dim=8,
     ),
 }  # fmt: skip
 """Name -> sizes. f128c512, f64c128 and f32c32 are each published as `in-1.0` (trained on ImageNet) and `mix-1.0`, which
 are one network; f32c32_sana is SANA's. `demo` and `debug` are no releases: small enough to train on a laptop, 128
-channels for 64x64 pixels; and every part of the first three and one further scale, 8 channels for 8x8 pixels."""
+channels for 32x32 pixels; and every part of the first three and one further scale, 8 channels for 4x4 pixels."""
 
 
 class Encoder(nn.Module):

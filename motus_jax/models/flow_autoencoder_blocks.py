@@ -22,12 +22,18 @@ EPS = 1e-5
 """Of every norm."""
 ATTENTION_EPS = 1e-15
 """Added to the sum of a query's weights, which is 0 where the rectified query meets no key."""
+FEW = 256
+"""Places of a picture up to which a convolution is written as a matrix product."""
 EXPANSION = 4
 """Width inside a gated convolution over the block's."""
 
 
 class Conv(nn.Module):
-    """3x3 convolution with a border of zeros; parameters `kernel` [3, 3, in, out] and `bias`."""
+    """3x3 convolution with a border of zeros; parameters `kernel` [3, 3, in, out] and `bias`.
+
+    Small pictures are one matrix product over the nine shifted copies: XLA's convolution on CPU reorders a kernel that
+    is larger than its picture, every time (2x2 places of 2048 channels to 8192: 3.8 s, the product 0.1 s).
+    """
 
     features: int
     dtype: Dtype
@@ -37,7 +43,11 @@ class Conv(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B h w O"]:
         kernel = self.param("kernel", FAN_IN, (3, 3, x.shape[-1], self.features)).astype(self.dtype)
-        y = convolve(x.astype(self.dtype), kernel, self.stride, ((1, 1), (1, 1)))
+        x = x.astype(self.dtype)
+        if x.shape[1] * x.shape[2] > FEW:
+            y = convolve(x, kernel, self.stride, ((1, 1), (1, 1)))
+        else:
+            y = jnp.concatenate(shifted(x, 3, self.stride), -1) @ kernel.reshape(-1, self.features)
         return y + self.param("bias", ZEROS, (self.features,)).astype(self.dtype) if self.use_bias else y
 
 
@@ -54,16 +64,11 @@ class DepthwiseConv(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B H W C"]:
-        (_, height, width, channels), reach = x.shape, self.window // 2
-        kernel = self.param("kernel", FAN_IN, (self.window, self.window, 1, channels)).astype(jnp.float32)
-        padded = jnp.pad(x, ((0, 0), (reach, reach), (reach, reach), (0, 0)))
-        y = sum(
-            padded[:, i : i + height, j : j + width].astype(jnp.float32) * kernel[i, j, 0]
-            for i in range(self.window)
-            for j in range(self.window)
-        )
+        kernel = self.param("kernel", FAN_IN, (self.window, self.window, 1, x.shape[-1])).astype(jnp.float32)
+        taps = kernel.reshape(-1, x.shape[-1])
+        y = sum(copy.astype(jnp.float32) * tap for copy, tap in zip(shifted(x, self.window), taps, strict=True))
         if self.use_bias:
-            y = y + self.param("bias", ZEROS, (channels,))
+            y = y + self.param("bias", ZEROS, x.shape[-1:])
         return y.astype(self.dtype)
 
 
@@ -234,6 +239,13 @@ def rectified_attention(
     weights = jnp.einsum("bsnk,btnk->bnst", q, k)
     weights = weights / (weights.sum(-1, keepdims=True) + ATTENTION_EPS)
     return jnp.einsum("bnst,btnv->bsnv", weights, v)
+
+
+def shifted(x: Float[Array, "B H W C"], window: int, stride: int = 1) -> list[Float[Array, "B h w C"]]:
+    """What each place of a square window of odd side sees, row by row, with zeros around the picture."""
+    (_, height, width, _), reach = x.shape, window // 2
+    padded = jnp.pad(x, ((0, 0), (reach, reach), (reach, reach), (0, 0)))
+    return [padded[:, i : i + height : stride, j : j + width : stride] for i in range(window) for j in range(window)]
 
 
 def average_down(x: Float[Array, "B H W C"], features: int, factor: int) -> Float[Array, "B h w O"]:

@@ -11,7 +11,7 @@ from dc_ae_fixture import COUNTER, NUMBERS, TABLE, picture, weights
 from experiments import debug
 from motus_jax.errors import UserError
 from motus_jax.models.flow_autoencoder import MEASURED, VARIANTS, FlowAutoencoder, FlowAutoencoderConfig
-from motus_jax.models.flow_autoencoder_blocks import rectified_attention
+from motus_jax.models.flow_autoencoder_blocks import FEW, Conv, rectified_attention
 from motus_jax.training.optimizer import make_optimizer
 from motus_jax.weights import dc_ae, kinds, tree
 from motus_jax.weights.name_map import to_tree
@@ -92,6 +92,19 @@ def test_attention_is_the_same_sum_in_both_orders(places):
     assert not expected[0, 0].any(), "a query that meets no key gets nothing"
 
 
+@pytest.mark.parametrize("stride", [1, 2])
+def test_convolution_is_the_same_over_few_and_many_places(stride):
+    """Zeros around a picture change nothing but the number of places."""
+    rng, module = np.random.default_rng(0), Conv(3, "float32", stride)
+    kernel, bias = rng.standard_normal((3, 3, 2, 3)), rng.standard_normal(3)
+    few = rng.standard_normal((2, 8, 10, 2)).astype(np.float32)
+    many = np.pad(few, ((0, 0), (4, 4), (4, 4), (0, 0)))
+    assert few[0, ..., 0].size <= FEW < many[0, ..., 0].size
+    found, expected = (module.apply({"params": {"kernel": kernel, "bias": bias}}, x) for x in (few, many))
+    border = 4 // stride
+    np.testing.assert_allclose(found, expected[:, border:-border, border:-border], atol=1e-5)
+
+
 def test_frozen_or_tuned_by_config(full_tree):
     """The tables of `config.optimizer` choose all of it, nothing but what is measured, or one half."""
     parameters = tree.unflatten({"flow_autoencoder": full_tree, "head": {"kernel": jnp.zeros((512, 14))}})
@@ -111,8 +124,8 @@ def test_frozen_or_tuned_by_config(full_tree):
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda a: a.encode({}, np.zeros((1, 16, 20, 3))), "16x20.*divisible by 8.*16x24"),
-        (lambda a: a.encode({}, np.zeros((1, 0, 16, 3))), "0x16.*divisible by 8"),
+        (lambda a: a.encode({}, np.zeros((1, 16, 18, 3))), "16x18.*divisible by 4.*16x20"),
+        (lambda a: a.encode({}, np.zeros((1, 0, 16, 3))), "0x16.*divisible by 4"),
         (lambda a: a.encode({}, np.zeros((1, 16, 16, 2))), "3 colours.*16, 16, 2"),
         (lambda a: a.decode({}, np.zeros((1, 2, 2, 4))), "8 channels last, found shape .*4"),
     ],

@@ -18,15 +18,16 @@ pytest.importorskip("diffusers")
 
 TOLERANCE = 1e-4
 SHUFFLED = FlowAutoencoderConfig(
-    channels=4, widths=(12, 8, 16), encoder_blocks=(0, 1, 1), decoder_blocks=(0, 2, 1),
+    channels=4, widths=(12, 8, 16), encoder_blocks=(0, 1, 1), decoder_blocks=(0, 1, 1),
     attention=(False, False, True), windows=((), (), (3,)), batch_norm=(True, True, True), head_dim=4,
 )  # fmt: skip
-"""No first stage. Its attention sees more places than `head_dim`, STRIDED's sees fewer."""
+"""No first stage. Its attention sees more places than `head_dim`, STRIDED's sees fewer; both networks have convolutions
+over more and over fewer places than `FEW`."""
 STRIDED = FlowAutoencoderConfig(
-    channels=2, widths=(4, 8, 8), encoder_blocks=(1, 1, 1), decoder_blocks=(1, 1, 1),
-    attention=(False, False, True), windows=((), (), (3, 5)), batch_norm=(False,) * 3, head_dim=4, shuffle=False,
+    channels=2, widths=(4, 8, 32), encoder_blocks=(1, 1, 1), decoder_blocks=(1, 2, 1),
+    attention=(False, False, True), windows=((), (), (3, 5)), batch_norm=(False,) * 3, head_dim=32, shuffle=False,
 )  # fmt: skip
-CASES = {"shuffled": (SHUFFLED, 2, 12, 20), "strided": (STRIDED, 1, 12, 4)}
+CASES = {"shuffled": (SHUFFLED, 2, 40, 56), "strided": (STRIDED, 1, 68, 4)}
 """Name -> network, batch, height, width."""
 
 
