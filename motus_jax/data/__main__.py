@@ -4,6 +4,7 @@
   python -m motus_jax.data statistics --path=datasets/aloha_sim --chunk=16 --action_hz=10
   python -m motus_jax.data bench      --config=experiments/demo.py --step_seconds=0.5
   python -m motus_jax.data encode     --config=experiments/demo.py --out=features/demo
+  python -m motus_jax.data label      --workdir=runs/latent_action --path=datasets/aloha_sim --out=latents/aloha_sim
   python -m motus_jax.data convert    --path=datasets/aloha_sim --out=gs://bucket/aloha
   python -m motus_jax.data record     --help
   python -m motus_jax.data pyramid    --out=datasets/pyramid
@@ -13,6 +14,7 @@ bench       examples a second, where their time goes, and whether a training ste
 inspect     one static page: facts, pictures, curves, histograms, anything odd
 statistics  means, deviations and quantiles of states and actions over the training episodes
 encode      what the frozen encoders make of a dataset, for training without videos
+label       latent actions of a dataset's videos, by a trained latent-action model
 convert     any source as record files, which train fast from remote storage
 record      simulated episodes (needs the simulator extra)
 pyramid     a small data pyramid of all six layers (needs the simulator extra)
@@ -27,12 +29,13 @@ from collections.abc import Sequence
 from motus_jax import cli
 from motus_jax.errors import UserError
 
-# Imported when asked for: `record` needs a simulator and `encode` JAX, which the others do not.
+# Imported when asked for: `record` needs a simulator, `encode` and `label` JAX, which the others do not.
 COMMANDS = {
     "bench": "motus_jax.data.bench_command",
     "inspect": "motus_jax.data.inspect_command",
     "statistics": "motus_jax.data.statistics_command",
     "encode": "motus_jax.data.encode_command",
+    "label": "motus_jax.data.label_command",
     "convert": "motus_jax.data.convert_command",
     "record": "motus_jax.data.record",
     "pyramid": "motus_jax.data.pyramid_command",

@@ -72,25 +72,28 @@ def block_file(folder: storage.Path, number: int) -> storage.Path:
     return folder / BLOCKS / f"{number:05}.safetensors"
 
 
-def pack_block(rows: Mapping[int, Rows]) -> bytes:
-    """The file of these episodes."""
+def pack_block(rows: Mapping[int, Rows], unknown: Mapping[str, int], dropped: Sequence[tuple[int, str]]) -> bytes:
+    """The file of these episodes; `unknown` and `dropped` as in the index, of these alone."""
     arrays: dict[str, np.ndarray] = {}
     for episode, (latent, known) in rows.items():
         arrays[f"latent.{episode}"] = np.ascontiguousarray(latent, np.float32)
         arrays[f"known.{episode}"] = np.ascontiguousarray(known, bool)
-    return save(arrays)
+    return save(arrays, {"facts": json.dumps({"unknown": dict(unknown), "dropped": list(dropped)})})
 
 
-def unpack_block(data: bytes) -> dict[int, Rows]:
-    """Episodes of a file.
+def unpack_block(data: bytes) -> tuple[dict[int, Rows], dict[str, int], list[tuple[int, str]]]:
+    """What `pack_block` packed.
 
     Raises:
       ValueError: it is none.
     """
     try:
         arrays = load(data)
+        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+        facts = json.loads(header["__metadata__"]["facts"])
         episodes = sorted(int(name.partition(".")[2]) for name in arrays if name.startswith("latent."))
-        return {episode: (arrays[f"latent.{episode}"], arrays[f"known.{episode}"]) for episode in episodes}
+        rows = {episode: (arrays[f"latent.{episode}"], arrays[f"known.{episode}"]) for episode in episodes}
+        return rows, facts["unknown"], [(episode, reason) for episode, reason in facts["dropped"]]
     except (SafetensorError, KeyError) as error:
         raise ValueError(f"no file of latent actions: {error}") from error
 
@@ -156,7 +159,7 @@ class Labels:
         if block is None:
             file = block_file(self._folder, number)
             try:
-                block = unpack_block(file.read_bytes())
+                block, *_ = unpack_block(file.read_bytes())
             except (FileNotFoundError, ValueError) as error:
                 raise broken(file, episode, "latent actions", "a file of them", error) from error
             kept = list(self._blocks.items())[-(KEPT_BLOCKS - 1) :]

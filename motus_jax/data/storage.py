@@ -97,14 +97,19 @@ def place(file: pathlib.Path, target: Path) -> None:
 
 def write_text(file: Path, text: str) -> None:
     """Writes a file that appears whole or not at all; its folder exists."""
+    write_bytes(file, text.encode())
+
+
+def write_bytes(file: Path, content: bytes) -> None:
+    """As `write_text`."""
     if is_remote(file):
-        file.write_text(text)
+        file.write_bytes(content)
         return
     handle, part = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")
     os.close(handle)
     part = pathlib.Path(part)
     try:
-        part.write_text(text)
+        part.write_bytes(content)
         part.chmod(0o644)
         place(part, file)
     except BaseException:
