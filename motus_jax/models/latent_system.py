@@ -172,9 +172,13 @@ class LatentActionSystem:
 
     def _labelled(self, batch: Mapping[str, Array]) -> Bool[Array, " B"]:
         """Which examples' episodes are among the share whose actions are seen: always the same ones."""
-        number = batch["episode"].astype(jnp.uint32) * jnp.uint32(2654435761) + batch["source"].astype(jnp.uint32)
-        mixed = (number ^ (number >> 15)) * jnp.uint32(2246822519)
-        return (mixed ^ (mixed >> 13)).astype(jnp.float32) / 2.0**32 < self._loss.labelled
+        mixed = batch["source"].astype(jnp.uint32)
+        for number in (batch["episode"].astype(jnp.uint32), jnp.uint32(0)):  # murmur3's last steps, after each number
+            mixed = (mixed + jnp.uint32(0x9E3779B9)) ^ number
+            mixed = (mixed ^ (mixed >> 16)) * jnp.uint32(0x85EBCA6B)
+            mixed = (mixed ^ (mixed >> 13)) * jnp.uint32(0xC2B2AE35)
+            mixed ^= mixed >> 16
+        return mixed.astype(jnp.float32) / 2.0**32 < self._loss.labelled
 
 
 def _check_word(field: str, found: str, known: Any) -> None:
