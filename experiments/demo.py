@@ -85,9 +85,9 @@ def get_config() -> ml_collections.ConfigDict:
 def _data() -> ml_collections.ConfigDict:
     """Where the examples come from and what they are."""
     return ml_collections.ConfigDict({
-        "kind": "lerobot",  # format (motus_jax.data.sources); `options` are that format's own
+        "kind": "lerobot",  # format (motus_jax.data.sources); `options` are its own
         "path": "datasets/aloha_sim",
-        "options": {},
+        "options": {"latents": ""},  # latents: folder of `python -m motus_jax.data label`
         "cameras": ("top", "left_wrist", "right_wrist"),
         "image_size": (112, 96),  # height, width of the tiled picture
         "action_hz": 10.0,

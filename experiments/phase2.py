@@ -7,7 +7,10 @@ The action expert has its action-only form: no state, no registers. Starts with 
 
   python -m motus_jax.convert import --source=FOLDER --kind=motus_stage1 --workdir=runs/phase1
 
-The other two experts are new. DATASET is a LeRobot dataset whose `action` are 14 latent actions at 5 Hz.
+The other two experts are new. DATASET is a LeRobot dataset whose `action` are 14 latent actions at 5 Hz; or any, with
+labels of `python -m motus_jax.data label` beside it:
+
+  --config.data.options.latents=LABELS --config.data.action_space=latent
 """
 
 import ml_collections

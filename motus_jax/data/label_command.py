@@ -2,7 +2,8 @@
 
   python -m motus_jax.data label --workdir=runs/latent_action --path=datasets/aloha_sim --out=latents/aloha_sim
   python -m motus_jax.train      --config=experiments/phase2.py --workdir=runs/phase2 \\
-      --config.data.path=datasets/aloha_sim --config.data.options.latents=latents/aloha_sim
+      --config.data.path=datasets/aloha_sim --config.data.options.latents=latents/aloha_sim \\
+      --config.data.action_space=latent
 
 Every row of every episode gets the latent action of the motion from its frame to the one a step of the model later.
 Videos shorter than that, pairs without any change and films that cannot be read get none; they are counted, listed and

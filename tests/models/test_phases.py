@@ -12,6 +12,8 @@ from motus_jax.errors import UserError
 from motus_jax.models.system import System
 from motus_jax.sampling.sampler import make_sampler
 
+pytestmark = pytest.mark.thorough
+
 ACTION_ONLY = {"action": {"state_dim": None, "registers": 0}}
 
 

@@ -11,6 +11,8 @@ from experiments import demo_vae
 from motus_jax.errors import UserError
 from motus_jax.models.vae_system import VaeSystem
 
+pytestmark = pytest.mark.thorough
+
 
 def settings(**loss):
     config = demo_vae.get_config()

@@ -7,6 +7,8 @@ from motus_jax.models.video_vae import VideoVae, VideoVaeConfig
 from motus_jax.weights import wan_vae
 from motus_jax.weights.name_map import to_public, to_tree
 
+pytestmark = pytest.mark.thorough
+
 torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")
 

@@ -25,6 +25,8 @@ from motus_jax.sampling.sampler import make_sampler
 from motus_jax.training import checkpoint, inputs, loop, metrics
 from motus_jax.weights import tree
 
+pytestmark = pytest.mark.thorough
+
 SETTINGS = {"fitted": lambda dataset, folder: feature_setting.fitted(dataset), "pretrained": feature_setting.pretrained}
 
 

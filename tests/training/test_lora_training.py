@@ -21,6 +21,8 @@ from motus_jax.training import checkpoint, initial, loop, metrics, sharding, ste
 from motus_jax.training.plan import make_plan
 from motus_jax.weights import importer, kinds, lora, tree
 
+pytestmark = pytest.mark.thorough
+
 ROWS = (("motus/layers/(video|action)/.*", 3), ("motus/understanding/.*", 2))
 EXTRA = ("motus/action/(action_encoder|decoder)/.*",)
 COUNT = 2

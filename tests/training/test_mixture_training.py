@@ -59,6 +59,7 @@ def arms(root):
     )
 
 
+@pytest.mark.thorough
 def test_losses_are_told_by_source_and_layer(root, tmp_path):
     lerobot_fixture.write(root / "robot", lengths=(30, 28), cameras=ONE)
     for k in range(3):

@@ -12,6 +12,8 @@ from motus_jax.training.inputs import open_data
 from motus_jax.weights import tree
 from tests.data import lerobot_fixture
 
+pytestmark = pytest.mark.thorough
+
 
 def small(experiment, data, runs, start=None):
     """The experiment's own modes, forms and tables, with the sizes and encoders of `debug`; nothing moves."""

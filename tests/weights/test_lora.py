@@ -17,6 +17,8 @@ from motus_jax.models.system import System
 from motus_jax.training import sharding, step
 from motus_jax.weights import lora, tree
 
+pytestmark = pytest.mark.thorough
+
 EVERYWHERE = ((".*", 3),)
 jit = functools.partial(jax.jit, compiler_options=step.compiler_options())
 
