@@ -23,6 +23,7 @@ import ml_collections
 import numpy as np
 
 from motus_jax import cli
+from motus_jax.data import run_path
 from motus_jax.data.mixture import primary_name
 from motus_jax.errors import UserError
 from motus_jax.models.config import VARIANTS
@@ -165,7 +166,7 @@ def _parser() -> argparse.ArgumentParser:
     command = commands.add_parser("import", help="public weights -> WORKDIR/imported")
     command.add_argument("--source", type=pathlib.Path, required=True, help="file, index or folder")
     command.add_argument("--kind", choices=list(kinds.KINDS), required=True, help=rows)
-    command.add_argument("--workdir", type=pathlib.Path, required=True, help="gets imported/SUBTREE and a report")
+    command.add_argument("--workdir", type=run_path.local, required=True, help="gets imported/SUBTREE and a report")
     command.add_argument("--variant", choices=list(VARIANTS), default=kinds.FULL, help="size that is expected")
     command.add_argument("--overrides", type=json_object, default={}, metavar="JSON",
                          help='fields of the variant, e.g. {"action": {"action_dim": 7, "state_dim": 7}}')
@@ -174,8 +175,8 @@ def _parser() -> argparse.ArgumentParser:
     command.set_defaults(run=import_)
 
     command = commands.add_parser("export", help="imported or trained weights -> safetensors under public names")
-    command.add_argument("--workdir", type=pathlib.Path, required=True, help="of an import or a training run")
-    command.add_argument("--out", type=pathlib.Path, required=True, help="a new folder")
+    command.add_argument("--workdir", type=run_path.of, required=True, help="of an import or a training run")
+    command.add_argument("--out", type=run_path.local, required=True, help="a new folder")
     command.add_argument("--kind", choices=list(kinds.KINDS), help="which import; left out, the run's checkpoint")
     command.add_argument("--dtype", choices=exporter.DTYPES, default="stored", help="type to write")
     command.add_argument("--shard_gb", type=float, default=5, help="largest file in GB (10^9 bytes)")

@@ -47,7 +47,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--video_steps", type=int, help="denoising steps of the video (default: the config's)")
     parser.add_argument("--action_steps", type=int, help="denoising steps of the actions (default: the config's)")
     parser.add_argument("--solver", help="euler, heun or adams_bashforth (default: the config's)")
-    parser.add_argument("--out", required=True, type=pathlib.Path, help="folder for the results")
+    parser.add_argument("--out", required=True, type=run_path.local, help="folder for the results")
     arguments = parser.parse_args(argv[1:])
     get_mode(arguments.mode)
     return arguments

@@ -35,7 +35,7 @@ from jaxtyping import Array
 from safetensors.numpy import save_file
 
 from motus_jax import cli, train
-from motus_jax.data import feature_files
+from motus_jax.data import feature_files, run_path
 from motus_jax.data.dataset import Dataset
 from motus_jax.data.feature_files import SPLITS, TEXTS, Index, Spec, Table
 from motus_jax.data.features import ARRAYS, encoder_settings
@@ -94,7 +94,8 @@ def main(argv: Sequence[str]) -> None:
             raise UserError(f"--{name} is missing: expected e.g. --config=experiments/demo.py --out=features/demo")
     train.set_up_jax(config_flag.value.platform)
     sizes = {"batch_size": batch_flag.value, "block": block_flag.value}
-    encode(config_flag.value, pathlib.Path(out_flag.value), dtype_flag.value or None, source=source_flag.value, **sizes)
+    out = run_path.local(out_flag.value)
+    encode(config_flag.value, out, dtype_flag.value or None, source=source_flag.value, **sizes)
 
 
 def encode(

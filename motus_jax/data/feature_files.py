@@ -11,6 +11,7 @@ Written by `python -m motus_jax.data encode`:
 A record is the bytes of its arrays, in the order of their names. A file that has its final name is complete.
 """
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -26,6 +27,7 @@ from array_record.python import array_record_module
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
+from motus_jax.data import storage
 from motus_jax.errors import UserError
 from motus_jax.weights import tree
 
@@ -101,13 +103,32 @@ class Index:
         }  # fmt: skip
         return cls(**{**record, "tables": tables})
 
-    def blocks(self, folder: pathlib.Path) -> list[tuple[str, range, pathlib.Path]]:
+    def blocks(self, folder: storage.Path) -> list[tuple[str, range, storage.Path]]:
         """(table, rows, file) of every block, in an order that everyone agrees on."""
         return [
             (name, range(first, min(first + self.block, table.rows)), block_file(folder, name, first // self.block))
             for name, table in self.tables.items()
             for first in range(0, table.rows, self.block)
         ]
+
+
+class _Block:
+    """An open file of features; a remote one as a copy, which the cache keeps as long as the file is open."""
+
+    def __init__(self, file: storage.Path) -> None:
+        self._copy = contextlib.ExitStack()
+        if not file.exists():
+            raise encode_again(file, "this file of features", "no such file")
+        path = self._copy.enter_context(storage.local(file))
+        # No reading ahead: the next record that is asked for lies in another file.
+        options = {"options": "readahead_buffer_size:0", "file_reader_buffer_size": 1 << 15}
+        self._reader = array_record_module.ArrayRecordReader(str(path), **options)
+
+    def read(self, place: int) -> bytes:
+        return self._reader.read([place])[0]
+
+    def __del__(self) -> None:
+        self._copy.close()
 
 
 class Reader:
@@ -117,7 +138,7 @@ class Reader:
       wanted: the arrays to give out.
     """
 
-    def __init__(self, folder: pathlib.Path, name: str, index: Index, wanted: Iterable[str]) -> None:
+    def __init__(self, folder: storage.Path, name: str, index: Index, wanted: Iterable[str]) -> None:
         self._folder, self._name, self._block = folder, name, index.block
         arrays = index.tables[name].arrays
         # Reading a record takes microseconds: what does not change is worked out once.
@@ -125,8 +146,8 @@ class Reader:
         self._fields = [field for field in _layout(arrays) if field[0] in frozenset(wanted)]
         self._open = functools.lru_cache(OPEN_FILES)(self._open_block)
 
-    def _open_block(self, block: int) -> Any:
-        return _open(block_file(self._folder, self._name, block))
+    def _open_block(self, block: int) -> _Block:
+        return _Block(block_file(self._folder, self._name, block))
 
     def __call__(self, row: int) -> Arrays:
         """The arrays of a record, read-only.
@@ -136,7 +157,7 @@ class Reader:
         """
         block, place = divmod(row, self._block)
         try:
-            (record,) = self._open(block).read([place])
+            record = self._open(block).read(place)
         except (RuntimeError, ValueError, IndexError) as error:
             file = block_file(self._folder, self._name, block)
             raise encode_again(file, "whole records", " ".join(str(error).split())[:200]) from error
@@ -175,7 +196,7 @@ def finish(folder: pathlib.Path) -> None:
     _rename(folder / PARTIAL, folder / INDEX)
 
 
-def read_index(folder: pathlib.Path, complete: bool = True) -> Index:
+def read_index(folder: storage.Path, complete: bool = True) -> Index:
     """The index of a folder.
 
     Args:
@@ -200,7 +221,7 @@ def read_index(folder: pathlib.Path, complete: bool = True) -> Index:
         raise UserError(f"{present[0]}: expected an index of features; found {error}: {again}") from error
 
 
-def load_fitted(folder: pathlib.Path) -> dict[str, Any]:
+def load_fitted(folder: storage.Path) -> dict[str, Any]:
     """The tree in `FITTED`, as host arrays.
 
     Raises:
@@ -208,12 +229,13 @@ def load_fitted(folder: pathlib.Path) -> dict[str, Any]:
     """
     file = folder / FITTED
     try:
-        return tree.unflatten(load_file(file))
+        with storage.local(file) as copy:
+            return tree.unflatten(load_file(copy))
     except (SafetensorError, OSError) as error:
         raise encode_again(file, "the parameters of the fitted encoders", " ".join(str(error).split())) from error
 
 
-def block_file(folder: pathlib.Path, table: str, block: int) -> pathlib.Path:
+def block_file(folder: storage.Path, table: str, block: int) -> storage.Path:
     return folder / table / f"{block:05}.array_record"
 
 
@@ -245,14 +267,6 @@ def _layout(arrays: Mapping[str, Spec]) -> Iterator[tuple[str, tuple[int, ...], 
         offset += count * dtype.itemsize
 
 
-def _open(file: pathlib.Path) -> Any:
-    if not file.exists():
-        raise encode_again(file, "this file of features", "no such file")
-    # No reading ahead: the next record that is asked for lies in another file.
-    options = {"options": "readahead_buffer_size:0", "file_reader_buffer_size": 1 << 15}
-    return array_record_module.ArrayRecordReader(str(file), **options)
-
-
 def _rename(partial: pathlib.Path, final: pathlib.Path) -> None:
     """After a crash of the machine, too, what has its final name must be whole."""
     with partial.open("rb+") as file:
@@ -260,7 +274,7 @@ def _rename(partial: pathlib.Path, final: pathlib.Path) -> None:
     os.replace(partial, final)
 
 
-def encode_again(place: pathlib.Path, expected: str, found: str) -> UserError:
+def encode_again(place: storage.Path, expected: str, found: str) -> UserError:
     """The error of a folder that the same command would complete."""
     return UserError(
         f"{place}: expected {expected}; found {found}; remove it if it is a file, and run the same python -m"

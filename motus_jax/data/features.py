@@ -7,14 +7,13 @@ and evaluation go on reading pixels.
 
 import functools
 import json
-import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 from jaxtyping import Int
 
-from motus_jax.data import feature_files
+from motus_jax.data import feature_files, run_path
 from motus_jax.data.contract import Contract
 from motus_jax.errors import UserError
 
@@ -46,7 +45,7 @@ class Features:
         part or those of another encoder.
     """
 
-    def __init__(self, folder: pathlib.Path, encoders: Mapping[str, Any], cache_bytes: int) -> None:
+    def __init__(self, folder: run_path.Home, encoders: Mapping[str, Any], cache_bytes: int) -> None:
         if not encoders:
             raise UserError(
                 f"config.data.features: {folder} stands in for frozen encoders; expected some in config.model.frozen,"

@@ -24,6 +24,20 @@ def of(name: "str | Home") -> Home:
     return found
 
 
+def local(name: str) -> pathlib.Path:
+    """A folder of this machine, for what is only written there.
+
+    Raises:
+      UserError: a place in a bucket.
+    """
+    if storage.is_remote(name):
+        raise UserError(
+            f"{name}: expected a folder of this machine; found one in a bucket: copy the result there, e.g. with gcloud"
+            " storage cp --recursive"
+        )
+    return pathlib.Path(name)
+
+
 def absolute(home: Home) -> Home:
     return home if isinstance(home, RemotePath) else home.absolute()
 

@@ -1,7 +1,6 @@
 """What the loop reads, from the sources that the config names."""
 
 import functools
-import pathlib
 from collections.abc import Mapping, Sequence
 
 import jax
@@ -9,7 +8,7 @@ import ml_collections
 import numpy as np
 from jaxtyping import UInt8
 
-from motus_jax.data import pipeline
+from motus_jax.data import pipeline, run_path
 from motus_jax.data.contract import Contract
 from motus_jax.data.dataset import Dataset
 from motus_jax.data.features import Features, encoder_settings
@@ -78,6 +77,6 @@ def open_features(config: ml_collections.ConfigDict) -> dict[str, Features]:
         without = sorted(set(sources) - set(named))
         raise UserError(f"config.data: expected features of all sources or of none; found none of {', '.join(without)}")
     return {
-        name: Features(pathlib.Path(own["features"]), encoder_settings(config.model), int(own["cache_gib"] * 2**30))
+        name: Features(run_path.of(own["features"]), encoder_settings(config.model), int(own["cache_gib"] * 2**30))
         for name, own in named.items()
     }

@@ -90,3 +90,22 @@ def test_digests_depend_on_values_shapes_and_order():
     x = np.arange(6, dtype=np.int32)
     digests = [feature_files.digest(*a) for a in ([x], [x, x], [x.reshape(2, 3)], [x[::-1]], [x.astype(np.int64)])]
     assert len(set(digests)) == len(digests) and feature_files.digest(x.copy()) == digests[0]
+
+
+def test_out_of_a_bucket(index, folder, bucket, gcs, monkeypatch):
+    """Through a cache that does not hold them all, with faults: the same bytes; what is open is not thrown away."""
+    monkeypatch.setattr(feature_files, "OPEN_FILES", 4)
+    for file in folder.rglob("*"):
+        if file.is_file():
+            (bucket / str(file.relative_to(folder))).write_bytes(file.read_bytes())
+    size = max(file.stat().st_size for *_, file in index.blocks(folder))
+    monkeypatch.setenv("MOTUS_CACHE_GIB", str(12 * size / 2**30))
+    gcs.faults(rate=0.02, kinds=("status",))
+    assert feature_files.read_index(bucket) == index
+    read = Reader(bucket, "train", index, ARRAYS)
+    places = np.random.default_rng(1).integers(0, ROWS, 120).tolist()
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        for row, found in zip(places, pool.map(read, places)):
+            assert_is(row, found)
+    with pytest.raises(UserError, match=r"99999\.array_record: expected this file of features; found no such file"):
+        feature_files._Block(feature_files.block_file(bucket, "train", 99999))
