@@ -75,6 +75,7 @@ def environment(devices):
     return os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, "PYTHONPATH": str(REPOSITORY)}
 
 
+@pytest.mark.thorough
 def test_two_processes_with_two_devices_each(dataset, whole, tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

@@ -88,6 +88,7 @@ def _gradients(config, inputs, params):
 CHANGES = [*({"remat": name} for name in REMAT_POLICIES if name != "full"), {"scan_unroll": 2}]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("change", CHANGES)
 def test_remat_and_unroll_change_no_gradient(setup, change):
     config, inputs, params, _ = setup

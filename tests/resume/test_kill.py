@@ -104,6 +104,7 @@ def test_eight_devices_agree_with_one_and_four_resume_them(unbroken, tmp_path):
     np.testing.assert_allclose(list(again.values()), list(found.values()), rtol=1e-4)
 
 
+@pytest.mark.thorough
 def test_the_real_command_killed_and_restarted_is_bit_exact(tmp_path):
     dataset = lerobot_fixture.write(tmp_path / "dataset")
     # Validation would compile five more functions; the fake runs cover it.

@@ -88,7 +88,9 @@ def refuse_to_decode(monkeypatch):
     monkeypatch.setattr(LeRobotDataset, "frames", refuse)
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [(None, 1e-5), ("bfloat16", 1e-3)])
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [(None, 1e-5), pytest.param("bfloat16", 1e-3, marks=pytest.mark.heavy)]
+)
 def test_losses_are_those_of_pixels(setting, dtype, tolerance, monkeypatch):
     features, (_, expected), on_devices = setting.features(dtype), setting.from_pixels, []
     refuse_to_decode(monkeypatch)
@@ -170,6 +172,7 @@ def test_resume_is_exact(simple, simple_features, tmp_path, monkeypatch):
     jax.tree.map(np.testing.assert_array_equal, loaded[0].params, loaded[1].params)
 
 
+@pytest.mark.heavy
 def test_a_run_may_change_to_features(simple, simple_features, tmp_path):
     pixels, features = (shutil.copytree(simple.from_pixels[0], tmp_path / name) for name in ("pixels", "features"))
     expected, found = simple.train(pixels, steps=5), simple.train(features, simple_features, steps=5)

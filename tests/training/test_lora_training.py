@@ -216,6 +216,7 @@ def test_export_has_them_merged_and_comes_back_as_it_was(tuned, tmp_path):
         assert np.asarray(leaf).tobytes() == np.asarray(merged[path]).tobytes(), path
 
 
+@pytest.mark.heavy
 def test_a_bfloat16_base_without_an_average(base, tmp_path):
     """The base is kept as it is asked for; what an export merges is float32."""
     changes = {"model.overrides.dtype": "bfloat16", "optimizer.frozen_dtype": "bfloat16", "optimizer.ema": 0.0}
