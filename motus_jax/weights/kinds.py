@@ -11,14 +11,15 @@ import jax
 import numpy as np
 
 from motus_jax.errors import UserError
-from motus_jax.models import flow_autoencoder
+from motus_jax.models import flow_autoencoder, flow_network
 from motus_jax.models.config import MotusConfig, get_variant
 from motus_jax.models.flow_autoencoder import FlowAutoencoderConfig
+from motus_jax.models.flow_network import FlowNetworkConfig
 from motus_jax.models.layers import position_table
 from motus_jax.models.text_encoder import XXL, TextEncoderConfig
 from motus_jax.models.video_vae import VideoVaeConfig
 from motus_jax.models.vlm import QWEN3_VL_2B, VlmConfig
-from motus_jax.weights import dc_ae, motus, qwen3_vl, tree, umt5, wan, wan_vae
+from motus_jax.weights import dc_ae, dpflow, motus, qwen3_vl, tree, umt5, wan, wan_vae
 from motus_jax.weights.name_map import LAYOUTS, Rule
 
 FULL = "5b"
@@ -26,6 +27,9 @@ FULL = "5b"
 
 FLOW_SIZES = {FULL: "f128c512", "debug": "debug"}
 """Variant -> size of the flow autoencoder; others by name, `{"size": "f64c128"}` as overrides."""
+
+FLOW_NETWORKS = {FULL: "dpflow", "debug": "debug"}
+"""The same for the network that estimates flow."""
 
 Spelling = tuple[tuple[str, str], ...]
 """(regex, replacement) rows from the names of one layout to those of the map; the first that matches wins."""
@@ -196,6 +200,12 @@ def flow_part(config: FlowAutoencoderConfig) -> Part:
     return Part("flow_autoencoder", found, "float32", counters=dc_ae.counters(config))
 
 
+def flow_network_part(config: FlowNetworkConfig) -> Part:
+    """The network that estimates flow."""
+    found = [leaf for rules, depth in dpflow.groups(config) for leaf in leaves(rules, depth)]
+    return Part("flow_network", tuple(found), "float32")
+
+
 def _wan(variant: str, overrides: Mapping[str, Any]) -> tuple[Part, ...]:
     return (wan_part(get_variant(variant, overrides)),)
 
@@ -219,6 +229,14 @@ def _flow(variant: str, overrides: Mapping[str, Any]) -> tuple[Part, ...]:
             f" {', '.join(flow_autoencoder.VARIANTS)}, found {variant} with {json.dumps(dict(overrides))}"
         )
     return (flow_part(flow_autoencoder.VARIANTS[given["size"]]),)
+
+
+def _flow_network(variant: str, overrides: Mapping[str, Any]) -> tuple[Part, ...]:
+    if variant not in FLOW_NETWORKS or overrides:
+        raise UserError(
+            f"--kind=dpflow: expected --variant={' or '.join(FLOW_NETWORKS)} without overrides, found {variant}"
+        )
+    return (flow_network_part(flow_network.VARIANTS[FLOW_NETWORKS[variant]]),)
 
 
 def _one_size(kind: str, *parts: Part) -> Callable[[str, Mapping[str, Any]], tuple[Part, ...]]:
@@ -248,6 +266,7 @@ KINDS: dict[str, Kind] = {
     "umt5": Kind("umT5-xxl text encoder of Wan2.2", _one_size("umt5", text_part(XXL)), umt5.SPELLINGS),
     "wan_vae": Kind("Video VAE of Wan2.2", _one_size("wan_vae", vae_part(wan_vae.RELEASE)), wan_vae.SPELLINGS),
     "dc_ae": Kind("DC-AE, the flow autoencoder", _flow, dc_ae.SPELLINGS),
+    "dpflow": Kind("DPFlow, the estimator of optical flow", _flow_network, dpflow.SPELLINGS),
     "qwen3_vl": Kind("Qwen3-VL-2B-Instruct", _one_size("qwen3_vl", vlm_part(QWEN3_VL_2B)), qwen3_vl.SPELLINGS),
 }
 """Name -> kind. `wan` and `motus_stage1` are the same network under the same names."""

@@ -57,11 +57,12 @@ LAYOUTS: dict[str, Layout] = {
     "patch": Layout(_patch_ours, _patch_public),
     "flat_patch": Layout(lambda x: x.reshape(len(x), -1).T, lambda x, shape: x.T.reshape(shape)),
     "conv": Layout(_conv_ours, _conv_public),
+    "transposed_conv": Layout(lambda x: x.transpose(2, 3, 0, 1), lambda x, shape: x.transpose(2, 3, 0, 1)),
     "vector": Layout(lambda x: x.reshape(-1), lambda x, shape: x.reshape(shape)),
 }
 """`stacked_qkv`: [3, heads, in, head_dim] <-> [in, 3 heads head_dim]; `patch`: Conv3d [out, in, t, h, w] <-> dense over
 (t, h, w, in); `flat_patch`: the same <-> dense over (in, t, h, w); `conv`: [out, in, *window] <-> [*window, in, out];
-`vector`: [features, 1, ...] <-> [features]."""
+`transposed_conv`: [in, out, h, w] <-> [h, w, in, out]; `vector`: [features, 1, ...] <-> [features]."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,6 +114,41 @@ def to_public(tree: Tree, rules: Sequence[Rule], depth: int) -> dict[str, Array]
         for name, part in zip(names, parts, strict=True):
             tensors[name] = np.ascontiguousarray(LAYOUTS[rule.layout].public(part, rule.shape))
     return tensors
+
+
+Group = tuple[Sequence[Rule], int]
+"""Rules, and how many layers their per-layer tensors have."""
+
+
+def groups_to_tree(tensors: Mapping[str, Array], groups: Sequence[Group]) -> Tree:
+    """Our tree from public tensors, by the rules of all groups.
+
+    Raises:
+      UserError: as `to_tree`.
+    """
+    wanted = [{name for rule in rules for name in rule.names(depth)} for rules, depth in groups]
+    tree: Tree = {}
+    for part, (rules, depth) in zip(_split(tensors, wanted), groups):
+        for path, leaf in flatten(to_tree(part, rules, depth)).items():
+            _insert(tree, path, leaf)
+    return tree
+
+
+def groups_to_public(tree: Tree, groups: Sequence[Group]) -> dict[str, Array]:
+    """Public tensors from our tree; the inverse of `groups_to_tree`, bit for bit."""
+    leaves = flatten(tree)
+    wanted = [{rule.path for rule in rules} for rules, _ in groups]
+    tensors: dict[str, Array] = {}
+    for part, (rules, depth) in zip(_split(leaves, wanted), groups):
+        tensors |= to_public(part, rules, depth)
+    return tensors
+
+
+def _split(items: Mapping[str, Array], wanted: Sequence[set[str]]) -> list[dict[str, Array]]:
+    """The items of each group; what belongs to none goes to the first, which refuses it."""
+    parts = [{name: item for name, item in items.items() if name in names} for names in wanted]
+    parts[0] |= {name: item for name, item in items.items() if not any(name in names for names in wanted)}
+    return parts
 
 
 def flatten(tree: Tree, prefix: str = "") -> dict[str, Array]:

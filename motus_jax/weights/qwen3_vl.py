@@ -5,10 +5,10 @@ vision tower and DeepStack mergers; hence groups of rules.
 """
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from motus_jax.models.vlm import VlmConfig
-from motus_jax.weights import name_map, tree
+from motus_jax.weights import name_map
 from motus_jax.weights.name_map import Array, Rule, Tree
 
 MOTUS_PREFIX = "vlm_model."
@@ -48,29 +48,12 @@ def to_tree(tensors: Mapping[str, Array], config: VlmConfig) -> Tree:
     Raises:
       UserError: a tensor is missing, left over, or of another shape.
     """
-    found = groups(config)
-    wanted = [{name for rule in rules for name in rule.names(depth)} for rules, depth in found]
-    flat: dict[str, Array] = {}
-    for part, (rules, depth) in zip(_split(tensors, wanted), found):
-        flat |= name_map.flatten(name_map.to_tree(part, rules, depth))
-    return tree.unflatten(flat)
+    return name_map.groups_to_tree(tensors, groups(config))
 
 
 def to_public(params: Tree, config: VlmConfig) -> dict[str, Array]:
     """Tensors under Hugging Face's names from our tree; the inverse of `to_tree`, bit for bit."""
-    found = groups(config)
-    wanted = [{rule.path for rule in rules} for rules, _ in found]
-    tensors: dict[str, Array] = {}
-    for part, (rules, depth) in zip(_split(name_map.flatten(params), wanted), found):
-        tensors |= name_map.to_public(part, rules, depth)
-    return tensors
-
-
-def _split(items: Mapping[str, Array], wanted: Sequence[set[str]]) -> list[dict[str, Array]]:
-    """The items of each group; what belongs to none goes to the first, which refuses it."""
-    parts = [{name: item for name, item in items.items() if name in names} for names in wanted]
-    parts[0] |= {name: item for name, item in items.items() if not any(name in names for names in wanted)}
-    return parts
+    return name_map.groups_to_public(params, groups(config))
 
 
 def _dense(source: str, path: str, width_in: int, width_out: int, bias: bool = True) -> list[Rule]:

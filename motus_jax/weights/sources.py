@@ -155,6 +155,7 @@ READERS: dict[str, Callable[[pathlib.Path], dict[str, Stored]]] = {
     ".safetensors": read_safetensors,
     ".pt": read_torch,
     ".pth": read_torch,
+    ".ckpt": read_torch,
     ".bin": read_torch,
 }
 """File suffix -> reader."""
