@@ -4,9 +4,10 @@
   python -m motus_jax.train --config=experiments/latent_action.py:full --workdir=runs/latent_action
 
 By default the demo's data, of which a tenth of the episodes show their actions, and a small autoencoder trained along.
-`full` is the paper's: 256x256 pictures, the public DC-AE (f128c512, four tokens of 512) kept as it is, loss weights
-lambda 1 and beta 1e-6; the DC-AE is first imported,
+`full` is the paper's: 256x256 pictures, DPFlow, the public DC-AE (f128c512, four tokens of 512) kept as it is, loss
+weights lambda 1 and beta 1e-6; both networks are first imported,
 
+  python -m motus_jax.convert import --source=FILE --kind=dpflow --workdir=runs/dpflow
   python -m motus_jax.convert import --source=FOLDER --kind=dc_ae --workdir=runs/dc_ae
 
 and `config.data.sources` is to name the corpus: by its weights nine tenths unlabelled video and one tenth task-agnostic
@@ -30,6 +31,7 @@ def get_config(size: str = "demo") -> ml_collections.ConfigDict:
     config.data.update({"video_frames": 1, "chunk": 1, "action_hz": 5.0, "video_hz": 5.0, "image_size": (64, 64)})
     config.data.flow = "dis"
     config.model = ml_collections.ConfigDict({
+        "flow_network": "",  # or dpflow: flow is estimated inside the step, and `data.flow` is empty
         "flow_autoencoder": {"variant": "demo", "tuned": True},
         "latent_action": {"dim": 14, "hidden": 256, "depth": 1},
     })  # fmt: skip
@@ -46,10 +48,13 @@ def get_config(size: str = "demo") -> ml_collections.ConfigDict:
     if size == "full":
         config.data.update({"image_size": (256, 256), "workers": 8})
         config.data.augment = ml_collections.ConfigDict()
+        config.data.flow, config.model.flow_network = "", "dpflow"
         config.model.flow_autoencoder.update({"variant": "f128c512", "tuned": False})
         config.model.latent_action.update({"hidden": 1024, "depth": 2})
         config.loss.labelled = 1.0  # the mixture's weights say what is labelled
-        config.init_from = (("flow_autoencoder/.*", "runs/dc_ae"), (".*", "new"))
+        config.init_from = (
+            ("flow_network/.*", "runs/dpflow"), ("flow_autoencoder/.*", "runs/dc_ae"), (".*", "new"),
+        )
         config.steps, config.batch_size = 100_000, 256
         config.optimizer.schedule.update({"peak": 2e-4, "warmup": 1000})
     return config

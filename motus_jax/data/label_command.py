@@ -23,7 +23,7 @@ from typing import Any
 import jax
 import numpy as np
 from absl import flags
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, UInt8
 
 from motus_jax import cli, train
 from motus_jax.data import latent_labels, storage
@@ -45,7 +45,7 @@ REPORT_EVERY = 10.0
 """Seconds between two lines about the progress."""
 NO_FRAME, NO_CHANGE = "no frame a step later", "nothing changes between the frames"
 
-Encode = Callable[[Float[np.ndarray, "n H W 2"]], Float[np.ndarray, "n D"]]
+Encode = Callable[[UInt8[np.ndarray, "n H W 3"], UInt8[np.ndarray, "n H W 3"]], Float[np.ndarray, "n D"]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,15 +56,13 @@ class Labeller:
       source: the dataset.
       store: its pictures as the model sees them.
       seconds: from a motion's first frame to its second.
-      flow: estimator.
-      encode: flows to latent actions.
+      encode: first and second frames to latent actions.
       dim: numbers of a latent action.
     """
 
     source: Source
     store: FrameStore
     seconds: float
-    flow: Callable[[np.ndarray, np.ndarray], np.ndarray]
     encode: Encode
     dim: int
 
@@ -86,7 +84,7 @@ class Labeller:
             differs = (one != other).any(axis=(1, 2, 3))
             why[NO_CHANGE] += int((~differs).sum())
             if differs.any():
-                latent[rows[0][differs]] = self.encode(self.flow(one[differs], other[differs]))
+                latent[rows[0][differs]] = self.encode(one[differs], other[differs])
                 known[rows[0][differs]] = True
         return latent, known, +why
 
@@ -197,32 +195,40 @@ def _open(
     system, data = LatentActionSystem(config), config.data
     chosen = tuple(cameras) or tuple(data.cameras)
     store = FrameStore(source, chosen, tuple(data.image_size), 0, "black")
-    estimator = make_estimator(data.flow)
-    pool = ThreadPoolExecutor(threads or None)
-
-    def flow(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-        found = pool.map(lambda k: estimator(first[k : k + 1], second[k : k + 1])[0], range(len(first)))
-        return np.stack(list(found))
-
-    @jax.jit
-    def mean(flow: Float[Array, "B H W 2"]) -> Float[Array, "B D"]:
-        return system.encode(loaded.params, loaded.frozen, {"flow": flow})[0]
-
-    def encode(flow: np.ndarray) -> np.ndarray:
-        found = []
-        for begin in range(0, len(flow), batch_size):
-            part = flow[begin : begin + batch_size]
-            filled = np.concatenate([part, np.zeros((batch_size - len(part), *part.shape[1:]), np.float32)])
-            found.append(np.asarray(mean(filled))[: len(part)])
-        return np.concatenate(found)
-
+    encode = _encoder(system, loaded, batch_size, threads)
     seconds = 1 / float(data.video_hz)
-    settings = {"cameras": list(chosen), "image_size": list(data.image_size), "flow": data.flow}
+    flow = data.flow or config.model.flow_network
+    settings = {"cameras": list(chosen), "image_size": list(data.image_size), "flow": flow}
     parts = fingerprints({**loaded.params, **loaded.frozen})
     model = ", ".join(f"{name} {value}" for name, value in sorted(parts.items()))
     plan = {"dataset": source.facts(), "model": model, "seconds": seconds, "settings": settings}
     dim = system.latent_action.config.dim
-    return Labeller(source, store, seconds, flow, encode, dim), json.loads(json.dumps(plan))
+    return Labeller(source, store, seconds, encode, dim), json.loads(json.dumps(plan))
+
+
+def _encoder(system: LatentActionSystem, loaded: checkpoint.Loaded, batch_size: int, threads: int) -> Encode:
+    estimator = make_estimator(loaded.config.data.flow) if loaded.config.data.flow else None
+    pool = ThreadPoolExecutor(threads or None)
+
+    @jax.jit
+    def mean(batch: Mapping[str, Array]) -> Float[Array, "B D"]:
+        return system.encode(loaded.params, loaded.frozen, batch)[0]
+
+    def encode(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+        if estimator is None:
+            seen = {"frames": np.stack([first, second], axis=1)}
+        else:
+            flows = pool.map(lambda k: estimator(first[k : k + 1], second[k : k + 1])[0], range(len(first)))
+            seen = {"flow": np.stack(list(flows))}
+        found = []
+        for begin in range(0, len(first), batch_size):
+            part = {name: rows[begin : begin + batch_size] for name, rows in seen.items()}
+            short = batch_size - len(next(iter(part.values())))
+            filled = {name: np.pad(rows, ((0, short), *((0, 0),) * (rows.ndim - 1))) for name, rows in part.items()}
+            found.append(np.asarray(mean(filled))[: batch_size - short])
+        return np.concatenate(found)
+
+    return encode
 
 
 PLAN = "labels.json.partial"

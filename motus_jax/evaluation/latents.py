@@ -32,6 +32,8 @@ from motus_jax.train import set_up_jax
 from motus_jax.training import checkpoint, workdir
 
 LATENT, TOKENS, CELLS, MEAN = "latent action", "tokens, PCA", "flow, PCA", "flow, mean"
+SEEN = ("flow", "frames")
+"""What the model looks at."""
 SHOWN = 6
 STEPS = (-2.0, -1.0, 0.0, 1.0, 2.0)
 """Standard deviations by which a number is moved on the page."""
@@ -80,13 +82,15 @@ def read(system: LatentActionSystem, loaded: checkpoint.Loaded, split: str, limi
     def look(batch: Mapping[str, Any]) -> dict[str, Any]:
         mean, _ = system.encode(loaded.params, loaded.frozen, batch)
         tokens = system.tokens(loaded.params, loaded.frozen, batch)
-        return {"mean": mean, "tokens": tokens.reshape(len(mean), -1), "picture": system.picture(batch)}
+        flow = system.flow(loaded.frozen, batch)
+        return {"mean": mean, "tokens": tokens.reshape(len(mean), -1), "flow": flow, "picture": system.picture(flow)}
 
     parts = []
     for batch in pipeline.eval_batches(dataset, BATCH, limit, seed=0):
         chosen = batch["valid"] & batch["action_mask"].any((1, 2))
-        seen = {name: np.asarray(value) for name, value in look({"flow": batch["flow"]}).items()}
-        kept = {name: batch[name] for name in ("frames", "flow", "actions", "action_mask", "episode")}
+        found = look({name: batch[name] for name in SEEN if name in batch})
+        seen = {name: np.asarray(value) for name, value in found.items()}
+        kept = {name: batch[name] for name in ("frames", "actions", "action_mask", "episode")}
         parts.append({name: value[chosen] for name, value in (kept | seen).items()})
     rows = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     if not len(rows["mean"]):

@@ -14,6 +14,7 @@ from jaxtyping import Array, Bool, Float, PRNGKeyArray, UInt8
 
 from motus_jax import flow_picture
 from motus_jax.errors import UserError
+from motus_jax.models import flow_network
 from motus_jax.models.flow_autoencoder import VARIANTS, FlowAutoencoder
 from motus_jax.models.latent_action import LatentAction, LatentActionConfig, divergence, sample
 
@@ -23,16 +24,17 @@ FORMS = {"l1": jnp.abs, "l2": jnp.square}
 """Errors of pictures."""
 HEADS = ("mean", "sample", "linear")
 """What is compared with a real action: the mean of the latent action, a draw of it, or a linear reading of its mean."""
-PART = "flow_autoencoder"
+PART, FLOW = "flow_autoencoder", "flow_network"
 
 
 class LatentActionSystem:
     """Has the interface of `motus_jax.models.system.System` that training needs.
 
     Args:
-      config: needs `data` (pairs: `video_frames` and `chunk` 1, `action_hz` equal to `video_hz`, `flow` set), `model`
-        (`flow_autoencoder`: `variant`, `tuned`; `latent_action`: fields of `LatentActionConfig` but those
-        that follow from the rest) and `loss`:
+      config: needs `data` (pairs: `video_frames` and `chunk` 1, `action_hz` equal to `video_hz`; `flow`), `model`
+        (`flow_network`: the network that estimates flow inside the step, from weights, or "" where `data.flow` names
+        an estimator that does it while data are read; `flow_autoencoder`: `variant`, `tuned`; `latent_action`: fields
+        of `LatentActionConfig` but those that follow from the rest) and `loss`:
           picture: weight of the error of the reconstructed picture, `form`: "l1" or "l2".
           motion: by how much more a pixel counts that is fully saturated than one without motion.
           tokens: weight of the squared error of the reconstructed tokens.
@@ -53,11 +55,24 @@ class LatentActionSystem:
         _check_word("model.flow_autoencoder.variant", settings.variant, VARIANTS)
         self._autoencoder = FlowAutoencoder(VARIANTS[settings.variant])
         self._tuned = bool(settings.tuned)
+        self._network = self._open_network(config)
         *grid, channels = self._autoencoder.latent_shape(*data.image_size)
         self._grid = tuple(grid)
         sizes = {"tokens": self._grid[0] * self._grid[1], "width": channels, "action_dim": data.action_dim}
         self.latent_action = LatentAction(LatentActionConfig(**config.model.latent_action.to_dict(), **sizes))
         self._check(data)
+
+    def _open_network(self, config: Any) -> flow_network.FlowNetwork | None:
+        name, estimator = config.model.get(FLOW, ""), config.data.get("flow")
+        if bool(name) == bool(estimator):
+            raise UserError(
+                "expected an estimator of optical flow in one of config.data.flow (e.g. dis) and "
+                f"config.model.{FLOW} (e.g. dpflow), found {'both' if name else 'none'}"
+            )
+        if not name:
+            return None
+        _check_word(f"model.{FLOW}", name, flow_network.VARIANTS)
+        return flow_network.FlowNetwork(flow_network.VARIANTS[name])
 
     def _check(self, data: Any) -> None:
         for name in ("video_frames", "chunk"):
@@ -68,8 +83,6 @@ class LatentActionSystem:
                 f"config.data.action_hz: expected {data.video_hz:g} as video_hz, so that an action spans a pair, found "
                 f"{data.action_hz:g}"
             )
-        if not data.get("flow"):
-            raise UserError("config.data.flow: expected an estimator of optical flow, e.g. dis, found none")
         _check_word("loss.form", self._loss.form, FORMS)
         _check_word("loss.head", self._loss.head, HEADS)
         if self._loss.head != "linear" and self.latent_action.config.dim != self.latent_action.config.action_dim:
@@ -92,18 +105,26 @@ class LatentActionSystem:
         return {}
 
     def frozen_shapes(self) -> Params:
-        """The autoencoder, where it is not tuned."""
-        return {} if self._tuned else {PART: jax.eval_shape(self._autoencoder.init, jax.random.key(0))}
+        """The autoencoder, where it is not tuned, and the network that estimates flow, where there is one."""
+        frozen = ({} if self._tuned else {PART: self._autoencoder}) | ({FLOW: self._network} if self._network else {})
+        return {name: jax.eval_shape(part.init, jax.random.key(0)) for name, part in frozen.items()}
 
-    def picture(self, batch: Mapping[str, Array]) -> Float[Array, "B H W 3"]:
+    def flow(self, frozen: Params, batch: Mapping[str, Array]) -> Float[Array, "B H W 2"]:
+        """Motion of each pair [pixels to the right and down]: of the batch, or estimated from its frames."""
+        if self._network is None:
+            return batch["flow"]
+        first, second = (batch["frames"][:, k].astype(jnp.float32) / 255 for k in range(2))
+        return self._network.estimate(frozen[FLOW], first, second)
+
+    def picture(self, flow: Float[Array, "B H W 2"]) -> Float[Array, "B H W 3"]:
         """Flow pictures in [-1, 1]."""
-        return 2 * flow_picture.to_picture(batch["flow"]) - 1
+        return 2 * flow_picture.to_picture(flow) - 1
 
     def encode(
         self, params: Params, frozen: Params, batch: Mapping[str, Array]
     ) -> tuple[Float[Array, "B D"], Float[Array, "B D"]]:
         """Mean and logarithm of the variance of the latent action of each example."""
-        return self.latent_action.encode(params["latent_action"], self._tokens(params, frozen, self.picture(batch)))
+        return self.latent_action.encode(params["latent_action"], self.tokens(params, frozen, batch))
 
     def paint(self, params: Params, frozen: Params, latent: Float[Array, "B D"]) -> Float[Array, "B H W 3"]:
         """The flow pictures that latent actions stand for, in [-1, 1], not clamped."""
@@ -113,7 +134,7 @@ class LatentActionSystem:
 
     def tokens(self, params: Params, frozen: Params, batch: Mapping[str, Array]) -> Float[Array, "B N C"]:
         """What the autoencoder makes of the flow pictures."""
-        return self._tokens(params, frozen, self.picture(batch))
+        return self._tokens(params, frozen, self.picture(self.flow(frozen, batch)))
 
     def act(self, params: Params, mean: Float[Array, "B D"]) -> Float[Array, "B A"]:
         """The real actions that the loss compares, without a draw."""
@@ -132,7 +153,7 @@ class LatentActionSystem:
           the labelled numbers), `loss/kl` [nats], `psnr` [dB] of the picture.
         """
         del mode_weights
-        weights, picture = self._loss, self.picture(batch)
+        weights, picture = self._loss, self.picture(self.flow(frozen, batch))
         tokens = self._tokens(params, frozen, picture)
         mean, log_variance = self.latent_action.encode(params["latent_action"], tokens)
         drawn = sample(mean, log_variance, key)

@@ -9,6 +9,7 @@ import pytest
 from experiments import latent_action
 from motus_jax import flow_picture
 from motus_jax.errors import UserError
+from motus_jax.models.flow_network import VARIANTS, FlowNetwork
 from motus_jax.models.latent_action import LatentAction, LatentActionConfig, divergence, sample
 from motus_jax.models.latent_system import LatentActionSystem
 
@@ -74,7 +75,7 @@ def test_the_latent_carries_the_motion(trained):
     system, _, params, _ = trained
     batch = make_batch(999)
     mean, _ = jax.jit(system.encode)(params, {}, batch)
-    picture, painted = system.picture(batch), system.paint(params, {}, mean)
+    picture, painted = system.picture(batch["flow"]), system.paint(params, {}, mean)
     shuffled = system.paint(params, {}, jnp.roll(mean, 1, axis=0))
     own, other = (float(jnp.abs(found - picture).mean()) for found in (painted, shuffled))
     assert own < 0.7 * other
@@ -124,6 +125,24 @@ def test_a_frozen_autoencoder_is_no_parameter(trained):
     assert all(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(used))
 
 
+@pytest.mark.thorough
+def test_a_network_estimates_the_flow_inside_the_step(trained):
+    """From the frames of the batch, with its frozen weights."""
+    _, _, params, _ = trained
+    system = LatentActionSystem(settings(**{"data.flow": "", "model.flow_network": "debug"}))
+    network = FlowNetwork(VARIANTS["debug"])
+    frozen = {"flow_network": network.init(jax.random.key(0))}
+    assert jax.tree.map(jnp.shape, system.frozen_shapes()) == jax.tree.map(jnp.shape, frozen)
+    assert "flow_network" not in system.init(jax.random.key(0))
+    frames = np.random.default_rng(0).integers(0, 256, (COUNT, 2, 16, 16, 3), np.uint8)
+    batch = {name: value for name, value in make_batch().items() if name != "flow"} | {"frames": frames}
+    flow = network.estimate(frozen["flow_network"], *np.float32(frames / 255).swapaxes(0, 1))
+    assert np.abs(flow).max() > 0.01
+    found = jax.jit(system.loss)(params, frozen, batch, jax.random.key(1))[0]
+    given = LatentActionSystem(settings()).loss(params, {}, {**batch, "flow": flow}, jax.random.key(1))[0]
+    np.testing.assert_allclose(found, given, rtol=1e-3)
+
+
 def test_heads_and_forms():
     model = LatentAction(LatentActionConfig(dim=6, tokens=2, width=3, hidden=8, action_dim=4))
     params = model.init(jax.random.key(0))
@@ -143,7 +162,9 @@ def test_heads_and_forms():
     [
         ({"data.chunk": 2}, r"config\.data\.chunk: expected 1, .* found 2"),
         ({"data.action_hz": 10.0}, r"config\.data\.action_hz: expected 5 as video_hz.* found 10"),
-        ({"data.flow": ""}, r"config\.data\.flow: expected an estimator"),
+        ({"data.flow": ""}, r"an estimator of optical flow in one of config\.data\.flow.*flow_network.*found none"),
+        ({"model.flow_network": "dpflow"}, r"in one of config\.data\.flow .* found both"),
+        ({"model.flow_network": "raft", "data.flow": ""}, r"flow_network: expected one of dpflow, debug, found 'raft'"),
         ({"loss.form": "l3"}, r"config\.loss\.form: expected one of l1, l2, found 'l3'"),
         ({"loss.head": "tail"}, r"config\.loss\.head: expected one of mean, sample, linear, found 'tail'"),
         ({"model.latent_action.dim": 6}, r"config\.loss\.head: expected linear for latent actions of 6 numbers"),
