@@ -1,9 +1,10 @@
-"""Phase 2: all three experts at full size learn latent actions (paper, sections 4 and 5).
+"""Phase 2: all three experts learn latent actions (paper, sections 4 and 5).
 
   python -m motus_jax.train --config=experiments/phase2.py --workdir=runs/phase2 --config.data.path=DATASET
+  python -m motus_jax.train --config=experiments/phase2.py:demo --workdir=runs/phase2_demo      on a laptop
 
-The action expert has its action-only form: no state, no registers. Starts with the video expert of phase 1,
-`runs/phase1`: a run of `experiments/phase1.py`, or the public weights,
+The action expert has its action-only form: no state, no registers. Starts with the video expert of phase 1; at full
+size `runs/phase1`, a run of `experiments/phase1.py`, or the public weights,
 
   python -m motus_jax.convert import --source=FOLDER --kind=motus_stage1 --workdir=runs/phase1
 
@@ -11,6 +12,9 @@ The other two experts are new. DATASET is a LeRobot dataset whose `action` are 1
 labels of `python -m motus_jax.data label` beside it:
 
   --config.data.options.latents=LABELS --config.data.action_space=latent
+
+The demo takes `runs/phase1_demo`, and labels in `latents/aloha_sim` of all of its episodes, whose actions it is not
+told (launch/recipe.sh makes both).
 """
 
 import ml_collections
@@ -18,12 +22,18 @@ import ml_collections
 from experiments import phase3
 
 
-def get_config() -> ml_collections.ConfigDict:
-    """`phase3` with other actions, and only the video expert to start from."""
-    config = phase3.get_config()
+def get_config(size: str = "full") -> ml_collections.ConfigDict:
+    """`phase3` with other actions, and only the video expert to start from; `full` or `demo`."""
+    config = phase3.get_config(size)
+    config.model.overrides.action = ml_collections.ConfigDict({"state_dim": None, "registers": 0})
+    video = "motus/(layers/)?video/.*"
+    if size == "demo":
+        config.data.update({"episodes": 0, "action_hz": 5.0, "chunk": 4, "action_space": "latent"})
+        config.data.options.latents = "latents/aloha_sim"
+        config.init_from = ((video, "runs/phase1_demo"), phase3.encoders("runs/phase1_demo"))
+        return config
     config.steps = 500_000
     config.data.update({"action_hz": 5.0, "chunk": 8, "action_space": "absolute"})
-    config.model.overrides.action = ml_collections.ConfigDict({"state_dim": None, "registers": 0})
-    config.init_from = (("motus/(layers/)?video/.*", "runs/phase1"), *phase3.ENCODERS)
+    config.init_from = ((video, "runs/phase1"), *phase3.ENCODERS)
     config.optimizer.schedule.warmup = 1000
     return config

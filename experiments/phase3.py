@@ -1,14 +1,19 @@
-"""Phase 3: the whole model at full size learns a target robot's actions (paper, sections 5 and 5.4).
+"""Phase 3: the whole model learns a target robot's actions (paper, sections 5 and 5.4).
 
   python -m motus_jax.train --config=experiments/phase3.py --workdir=runs/phase3 \\
       --config.data.path=DATASET --config.data.cameras="('front','left','right')"
 
-Starts from phase 2, `runs/phase2`: a run of `experiments/phase2.py`, or the public weights,
+Full size starts from phase 2, `runs/phase2`: a run of `experiments/phase2.py`, or the public weights,
 
   python -m motus_jax.convert import --source=FILE --kind=motus_stage2 --workdir=runs/phase2
 
 and from the frozen encoders, each imported once into the folder that `init_from` names (`--kind=wan_vae`, `umt5`,
 `qwen3_vl`), with their tokenizers where `data.text_tokenizer` and `data.chat_tokenizer` say.
+
+  launch/recipe.sh
+
+trains `experiments/phase3.py:demo`, after everything that it starts from, on a laptop: the demo's model on the 32
+episodes of the packaged data that it is told the actions of.
 
 The state encoder and the registers are new in this phase. The action encoder and the decoder go on from latent
 actions; the public release starts them anew as well, which is one more row before the last of the experts':
@@ -22,12 +27,24 @@ import ml_collections
 
 from experiments import demo
 
+SIZES = ("full", "demo")
 ENCODERS = (("video_codec/.*", "runs/wan_vae"), ("text_encoder/.*", "runs/umt5"), ("vlm/.*", "runs/qwen3_vl"))
+EXPERTS = (("motus/action/(registers|state_encoder/.*)", "new"), ("motus/.*", "runs/phase2"))
+FEW = 32
+"""Episodes whose actions the demo is told: a tenth of those that it sees."""
 
 
-def get_config() -> ml_collections.ConfigDict:
-    """`demo` with the public sizes, the pretrained encoders and the paper's optimizer."""
+def get_config(size: str = "full") -> ml_collections.ConfigDict:
+    """`full`: `demo` with the public sizes, the pretrained encoders and the paper's optimizer; or `demo`."""
+    if size not in SIZES:
+        raise ValueError(f"expected one of {', '.join(SIZES)} after the colon, found {size!r}")
     config = demo.get_config()
+    if size == "demo":
+        config.steps = 800
+        config.data.episodes = FEW
+        config.init_from = (*((regex, source.replace("phase2", "phase2_demo")) for regex, source in EXPERTS),
+                            encoders("runs/phase2_demo"))  # fmt: skip
+        return config
     config.steps = 40_000
     config.batch_size = 256
     config.mode = "unified"
@@ -51,7 +68,7 @@ def get_config() -> ml_collections.ConfigDict:
         "video_codec": {"kind": "wan", "variant": "release"},
         "frozen": ("video_codec", "text_encoder", "vlm"),
     })
-    config.init_from = (("motus/action/(registers|state_encoder/.*)", "new"), ("motus/.*", "runs/phase2"), *ENCODERS)
+    config.init_from = (*EXPERTS, *ENCODERS)
     config.noise.video.parameter = 5.0
     config.noise.action.parameter = 5.0
     config.loss.update({"action": 1.0, "weighting": "velocity"})
@@ -65,3 +82,8 @@ def get_config() -> ml_collections.ConfigDict:
     config.checkpoint.every = 1000
     config.validate_every = 1000
     return config
+
+
+def encoders(run: str) -> tuple[str, str]:
+    """The row that takes the demo's small encoders from the phase before, trained ones and the fitted one."""
+    return "(video_codec|text_encoder|vlm)/.*", run

@@ -31,6 +31,8 @@ DEFAULTS: dict[str, Any] = {
     "kind": "lerobot",  # format of the source, a key of motus_jax.data.sources.SOURCES
     "path": "datasets/aloha_sim",  # its folder or file, local or gs://
     "options": {},  # of that format
+    "episodes": 0,  # of its training split, spread evenly over it; 0: all
+    "hide_actions": False,  # whether examples carry no actions, as those of videos
     "cameras": ("top", "left_wrist", "right_wrist"),  # main camera first
     "missing_cameras": "refuse",  # an episode that lacks one of them is broken; or black: its place stays black
     "image_size": (112, 96),  # (H, W) of the tiled picture
@@ -104,9 +106,7 @@ class Dataset:
         """
         self.settings = settings
         self.source: Source = open_source(settings["kind"], settings["path"], settings["options"])
-        self.episodes = self.source.split(split)
-        if not self.episodes:
-            raise UserError(f"split {split!r} in {self.source.path}: expected at least one episode; found none")
+        self.episodes = self._chosen(split)
         self.timing = timing_of(settings, self.source)
         self.numbers = (numbers[0], int(settings["layer"]), numbers[1])
         size = settings["image_size"]
@@ -129,6 +129,21 @@ class Dataset:
                 raise UserError("config.data.flow: expected none with config.data.features, which have no pictures")
             tokens = {text: self.texts(text) for text in self.instructions}
             self._features = features.split(split, self.spec, self.source.facts(), self.starts, tokens)
+
+    def _chosen(self, split: str) -> list[int]:
+        """The episodes of a split, of the training one as many as the setting says.
+
+        Raises:
+          UserError: there are none, or not as many.
+        """
+        found, wanted = self.source.split(split), int(self.settings["episodes"])
+        if not found:
+            raise UserError(f"split {split!r} in {self.source.path}: expected at least one episode; found none")
+        if split != "train" or not wanted:
+            return found
+        if not 0 < wanted <= len(found):
+            raise UserError(f"data.episodes: expected 0 to {len(found)}, as {self.source.path} has; found {wanted}")
+        return [found[(2 * k + 1) * len(found) // (2 * wanted)] for k in range(wanted)]
 
     def __len__(self) -> int:
         """Chunks of the split."""
@@ -212,9 +227,9 @@ class Dataset:
         state = rows.state[frame]
         actions = spec.normalise_actions(self._raw_actions(rows, frame), state)
         real = np.arange(spec.action_dim) < spec.robot_action_dim
-        steps = np.ones(len(actions), bool)
+        steps = np.full(len(actions), not self.settings["hide_actions"])
         if spec.end_policy == "mask":
-            steps = self.timing.within(frame, rows)
+            steps = steps & self.timing.within(frame, rows)
         if spec.latent:
             steps = steps & self.timing.sample_has_latent(rows, frame)
         instruction = self.source.instruction(episode, frame, 0 if random is None else int(random.integers(1 << 30)))

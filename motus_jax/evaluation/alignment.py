@@ -3,9 +3,7 @@
 from collections.abc import Callable
 
 import numpy as np
-from jaxtyping import Float, Int
-
-from motus_jax.evaluation.intervals import Estimate, mean_interval
+from jaxtyping import Float
 
 RIDGE = 1e-3
 """Added to the normal equations, as a share of the features' mean variance: keeps them solvable, changes no more."""
@@ -15,17 +13,16 @@ Rows = Float[np.ndarray, "n D"]
 
 def explained(
     train: Rows, train_targets: Float[np.ndarray, "n A"], held_out: Float[np.ndarray, "m D"],
-    targets: Float[np.ndarray, "m A"], episodes: Int[np.ndarray, "m"],
-) -> Estimate:  # fmt: skip
-    """Share of the variance of `targets` that the best linear reading of the features explains.
+    targets: Float[np.ndarray, "m A"],
+) -> Float[np.ndarray, "m"]:  # fmt: skip
+    """Share of the variance of `targets` that the best linear reading of the features explains: the mean of the result.
 
     Fitted on the training pairs, measured on the held-out ones against the training pairs' mean; 1 is all of it, below
-    0 is worse than that mean. The interval is by a bootstrap over episodes.
+    0 is worse than that mean. One number a pair, so that two kinds of features can be compared pair by pair.
     """
     predicted = fit(train, train_targets)(held_out)
-    errors = np.square(targets - predicted).sum(-1)
     spread = np.square(targets - train_targets.mean(0)).sum(-1).mean()
-    return mean_interval(1 - errors / spread, episodes)
+    return 1 - np.square(targets - predicted).sum(-1) / spread
 
 
 def fit(features: Rows, targets: Float[np.ndarray, "n A"]) -> Callable[[Rows], Rows]:

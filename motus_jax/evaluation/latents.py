@@ -15,6 +15,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import cv2
 import jax
 import numpy as np
 from jaxtyping import Float
@@ -22,7 +23,7 @@ from jaxtyping import Float
 from motus_jax import cli
 from motus_jax.data import pipeline, run_path
 from motus_jax.data.contract import Contract
-from motus_jax.data.mixture import make_dataset
+from motus_jax.data.mixture import make_dataset, settings_of
 from motus_jax.errors import UserError
 from motus_jax.evaluation import alignment, charts, page
 from motus_jax.evaluation.intervals import mean_interval
@@ -76,7 +77,8 @@ def read(system: LatentActionSystem, loaded: checkpoint.Loaded, split: str, limi
     Raises:
       UserError: the data have no actions.
     """
-    dataset = make_dataset(loaded.config.data, split, contract=Contract.from_json(loaded.contract()))
+    settings = settings_of(loaded.config.data) | {"episodes": 0, "hide_actions": False}  # probes may see every label
+    dataset = make_dataset(settings, split, contract=Contract.from_json(loaded.contract()))
 
     @jax.jit
     def look(batch: Mapping[str, Any]) -> dict[str, Any]:
@@ -114,20 +116,24 @@ def figures(
         CELLS: (flows(cells[0]), flows(cells[1])),
         MEAN: tuple(alignment.flow_mean(rows["flow"]) for rows in (train, test)),
     }
-    explained = {
-        name: alignment.explained(ours, train["actions"], theirs, test["actions"], test["episode"])
+    shares = {
+        name: alignment.explained(ours, train["actions"], theirs, test["actions"])
         for name, (ours, theirs) in features.items()
+    }
+    explained = {name: mean_interval(share, test["episode"]) for name, share in shares.items()}
+    more = {
+        name: mean_interval(shares[LATENT] - share, test["episode"]) for name, share in shares.items() if name != LATENT
     }
     painted = {name: _errors(system, loaded, test, order) for name, order in (("own", 0), ("another's", 1))}
     difference = mean_interval(painted["another's"] - painted["own"], test["episode"])
     errors = {name: mean_interval(values, test["episode"]) for name, values in painted.items()}
-    others = [value.value for name, value in explained.items() if name != LATENT]
     return {
         "pairs": {"train": len(train["mean"]), "test": len(test["mean"])},
         "episodes": len(np.unique(test["episode"])),
         "dim": dim,
         "explained": {name: value._asdict() for name, value in explained.items()},
-        "aligned": bool(explained[LATENT].low > max(others)),
+        "explained_more_than": {name: value._asdict() for name, value in more.items()},
+        "aligned": bool(min(value.low for value in more.values()) > 0),
         "painted": {name: value._asdict() for name, value in errors.items()},
         "painted_difference": difference._asdict(),
         "informed": bool(difference.low > 0),
@@ -162,6 +168,9 @@ def describe(found: Mapping[str, Any]) -> str:
         f"  {name:14} explains {row['value']:5.1f} % ({row['low']:.1f} to {row['high']:.1f}) of real motion"
         for name, row in shares.items()
     ]
+    for name, row in found["explained_more_than"].items():
+        value, low, high = (100 * row[key] for key in ("value", "low", "high"))
+        lines.append(f"  {value:+.1f} points ({low:+.1f} to {high:+.1f}) beside {name}, pair by pair")
     own, other = (found["painted"][name]["value"] for name in ("own", "another's"))
     return "\n".join([*lines, f"  flow pictures from their own latent action {own:.4f}, from another's {other:.4f}"])
 
@@ -178,11 +187,14 @@ def write(
     _write_pairs(partial, system, loaded, test)
     _write_traversals(partial, system, loaded, train)
     _write_correlations(partial, test)
+    components = alignment.principal(train["mean"], COMPONENTS)(test["mean"])
+    _write_components(partial, components, test["actions"])
     sections = [
         _overview(found),
         _gallery("pairs", "Pairs", "pairs.png", PAIRS),
         _gallery("numbers", "What each number moves", "traversals.png", TRAVERSALS),
         _gallery("real", "Latent and real", "real.png", REAL),
+        _gallery("components", "Principal components and real actions", "components.png", COMPONENTS_TEXT),
     ]
     head = "<h1>Latent actions</h1><p>Optical flow of two frames, kept in " + f"{found['dim']} numbers.</p>"
     text = page.page("Latent actions", head, "".join(sections))
@@ -196,6 +208,11 @@ PAIRS = ("Held-out pairs: first frame, second frame, their flow, the flow painte
 TRAVERSALS = ("Flow painted from the mean latent action with one number moved by -2 to 2 standard deviations; a row a "
               "number.")  # fmt: skip
 REAL = "Correlation of each latent number (rows) with each real action (columns) on held-out pairs: blue -1, red 1."
+COMPONENTS = 4
+"""Principal components of the latent actions on the page."""
+COMPONENTS_TEXT = ("Principal components of the latent actions (across), largest first, against the real action that "
+                   "each goes with most (up), on held-out pairs.")  # fmt: skip
+PANEL, DOT = 240, 2
 
 
 def _gallery(anchor: str, title: str, picture: str, words: str) -> str:
@@ -211,6 +228,9 @@ def _overview(found: Mapping[str, Any]) -> str:
         charts.Bar(name, row["value"], row["low"], row["high"], name == "own") for name, row in found["painted"].items()
     ]
     figures = charts.interval_chart("Share of real motion explained by a linear reading", "", "higher", bars)
+    more = [charts.Bar(f"beside {name}", row["value"], row["low"], row["high"], True)
+            for name, row in found["explained_more_than"].items()]  # fmt: skip
+    figures += charts.interval_chart("Share explained beyond other features", "", "higher", more)
     figures += charts.interval_chart("Error of the painted flow picture", "", "lower", painted)
     words = (f"{found['pairs']['test']} held-out pairs of {found['episodes']} episodes; probes fitted on "
              f"{found['pairs']['train']} training pairs.")  # fmt: skip
@@ -246,9 +266,33 @@ def _write_traversals(
     pictures.write_image(folder / "traversals.png", np.concatenate([np.concatenate(row, axis=1) for row in grid]))
 
 
+def _write_components(
+    folder: pathlib.Path, components: Float[np.ndarray, "n C"], actions: Float[np.ndarray, "n A"]
+) -> None:
+    partners = np.abs(_correlations(components, actions)).argmax(1)
+    panels = []
+    for values, partner in zip(components.T, partners):
+        canvas = np.full((PANEL, PANEL, 3), 255, np.uint8)
+        cv2.rectangle(canvas, (0, 0), (PANEL - 1, PANEL - 1), (200, 200, 200))
+        places = []
+        for row in (values, -actions[:, partner]):
+            low, high = np.percentile(row, [0.5, 99.5])
+            places.append(np.clip((row - low) / (high - low + BEYOND), 0, 1) * (PANEL - 20) + 10)
+        for place in np.round(np.stack(places, 1)).astype(int):
+            cv2.circle(canvas, tuple(map(int, place)), DOT, (40, 80, 200), -1, cv2.LINE_AA)
+        cv2.putText(canvas, f"real action {partner + 1}", (8, 18), cv2.FONT_HERSHEY_SIMPLEX, 0.42, (40, 40, 40), 1,
+                    cv2.LINE_AA)  # fmt: skip
+        panels.append(canvas)
+    pictures.write_image(folder / "components.png", np.concatenate(panels, axis=1))
+
+
+def _correlations(ours: Float[np.ndarray, "n C"], theirs: Float[np.ndarray, "n A"]) -> Float[np.ndarray, "C A"]:
+    both = [(rows - rows.mean(0)) / (rows.std(0) + BEYOND) for rows in (ours, theirs)]
+    return both[0].T @ both[1] / len(ours)
+
+
 def _write_correlations(folder: pathlib.Path, test: Mapping[str, np.ndarray]) -> None:
-    both = [(rows - rows.mean(0)) / (rows.std(0) + BEYOND) for rows in (test["mean"], test["actions"])]
-    found = both[0].T @ both[1] / len(test["mean"])
+    found = _correlations(test["mean"], test["actions"])
     share = np.clip(found, -1, 1)[..., None]
     colours = 255 * (1 - np.abs(share)) + np.where(share > 0, [200, 40, 40], [40, 80, 200]) * np.abs(share)
     large = np.round(colours).astype(np.uint8).repeat(40, 0).repeat(56, 1)

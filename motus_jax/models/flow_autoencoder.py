@@ -116,7 +116,7 @@ VARIANTS: dict[str, FlowAutoencoderConfig] = {
     "demo": FlowAutoencoderConfig(
         channels=128, widths=(16, 16, 32, 64, 128, 128),
         encoder_blocks=(0, 1, 1, 1, 1, 1), decoder_blocks=(0, 1, 1, 1, 1, 1),
-        attention=(False,) * 4 + (True,) * 2, windows=((),) * 6, batch_norm=(False,) * 6, head_dim=16,
+        attention=(False,) * 5 + (True,), windows=((),) * 6, batch_norm=(False,) * 6, head_dim=16,
     ),
     "debug": FlowAutoencoderConfig(
         channels=8, widths=(8, 8, 16), encoder_blocks=(0, 1, 1), decoder_blocks=(0, 1, 1),

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, PRNGKeyArray, UInt8
+from jaxtyping import Array, Float, PRNGKeyArray, UInt8
 
 from motus_jax import flow_picture
 from motus_jax.errors import UserError
@@ -41,7 +41,6 @@ class LatentActionSystem:
           autoencoder: weight of the autoencoder's own error, where it is tuned.
           action: lambda; `head`: one of `HEADS`.
           kl: beta.
-          labelled: share of the episodes with actions whose actions are seen; the others count as unlabelled.
 
     Raises:
       UserError: other data, an unknown word, or sizes that do not fit.
@@ -90,8 +89,6 @@ class LatentActionSystem:
                 f"config.loss.head: expected linear for latent actions of {self.latent_action.config.dim} numbers and "
                 f"real ones of {self.latent_action.config.action_dim}, found {self._loss.head!r}"
             )
-        if not 0 <= self._loss.labelled <= 1:
-            raise UserError(f"config.loss.labelled: expected a share from 0 to 1, found {self._loss.labelled}")
 
     def init(self, key: PRNGKeyArray) -> Params:
         """Fresh parameters, float32; the autoencoder's among them where it is tuned."""
@@ -161,7 +158,7 @@ class LatentActionSystem:
         back = self.latent_action.decode(params["latent_action"], drawn)
         predicted = {"mean": mean, "sample": drawn}.get(weights.head)
         predicted = self.latent_action.act(params["latent_action"], mean) if predicted is None else predicted
-        labelled = batch["action_mask"][:, 0] & self._labelled(batch)[:, None]
+        labelled = batch["action_mask"][:, 0]
         squares = jnp.square(predicted - batch["actions"][:, 0]) * labelled
         parts = {
             "picture": self._error(painted, picture),
@@ -190,16 +187,6 @@ class LatentActionSystem:
         saturation = (1 - jnp.min(picture, axis=-1)) / 2
         weight = 1 + self._loss.motion * saturation
         return jnp.sum(weight[..., None] * FORMS[self._loss.form](found - picture)) / jnp.sum(3 * weight)
-
-    def _labelled(self, batch: Mapping[str, Array]) -> Bool[Array, " B"]:
-        """Which examples' episodes are among the share whose actions are seen: always the same ones."""
-        mixed = batch["source"].astype(jnp.uint32)
-        for number in (batch["episode"].astype(jnp.uint32), jnp.uint32(0)):  # murmur3's last steps, after each number
-            mixed = (mixed + jnp.uint32(0x9E3779B9)) ^ number
-            mixed = (mixed ^ (mixed >> 16)) * jnp.uint32(0x85EBCA6B)
-            mixed = (mixed ^ (mixed >> 13)) * jnp.uint32(0xC2B2AE35)
-            mixed ^= mixed >> 16
-        return mixed.astype(jnp.float32) / 2.0**32 < self._loss.labelled
 
 
 def _check_word(field: str, found: str, known: Any) -> None:

@@ -38,7 +38,7 @@ def run(tmp_path_factory):
     config.data.update({"path": str(folder / "set"), "cameras": ("top",), "image_size": (SIZE, SIZE)})
     config.model.flow_autoencoder.variant = "debug"
     config.model.latent_action.hidden = 32
-    config.loss.labelled = 0.5
+    config.data.sources = {}
     assert loop.train(config, folder / "run", LatentActionSystem, inputs.open_data)
     return folder / "run"
 
@@ -53,7 +53,7 @@ def test_figures_and_page(run, capsys):
     assert found["informed"] and found["painted"]["own"]["value"] < found["painted"]["another's"]["value"]
     assert "latent action  explains" in said and f"{100 * share[latents.LATENT]:.1f} %" in said
     page = (run / "latents" / "index.html").read_text()
-    for picture in ("pairs.png", "traversals.png", "real.png"):
+    for picture in ("pairs.png", "traversals.png", "real.png", "components.png"):
         assert f'src="{picture}"' in page
     shown = np.array(Image.open(run / "latents" / "traversals.png"))
     assert shown.shape == (14 * SIZE, len(latents.STEPS) * SIZE, 3) and shown.std() > 1

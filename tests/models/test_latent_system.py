@@ -18,10 +18,10 @@ COUNT = 16
 
 def settings(**changes):
     config = latent_action.get_config()
+    config.data.sources = {}
     config.data.update({"image_size": (16, 16)})
     config.model.flow_autoencoder.variant = "debug"
     config.model.latent_action.hidden = 32
-    config.loss.labelled = 1.0
     config.update_from_flattened_dict(changes)
     return config
 
@@ -100,17 +100,6 @@ def test_only_labelled_numbers_count(trained):
     np.testing.assert_allclose(loss(params, {}, masked, key)[1]["loss/action"], squares.mean(), rtol=1e-4)
 
 
-def test_a_share_of_the_episodes_is_labelled_and_always_the_same():
-    system = LatentActionSystem(settings(**{"loss.labelled": 0.3}))
-    batch = {"episode": jnp.arange(4000), "source": jnp.zeros(4000, jnp.int32)}
-    seen = np.asarray(system._labelled(batch))
-    assert 0.27 < seen.mean() < 0.33
-    np.testing.assert_array_equal(seen[:50], system._labelled({name: value[:50] for name, value in batch.items()}))
-    other = np.asarray(system._labelled({**batch, "source": jnp.ones(4000, jnp.int32)}))
-    assert abs(np.mean(other & seen) - 0.09) < 0.03, "sources are drawn apart"
-    assert LatentActionSystem(settings())._labelled(batch).all()
-
-
 def test_a_frozen_autoencoder_is_no_parameter(trained):
     _, start, *_ = trained
     system = LatentActionSystem(settings(**{"model.flow_autoencoder.tuned": False}))
@@ -168,7 +157,6 @@ def test_heads_and_forms():
         ({"loss.form": "l3"}, r"config\.loss\.form: expected one of l1, l2, found 'l3'"),
         ({"loss.head": "tail"}, r"config\.loss\.head: expected one of mean, sample, linear, found 'tail'"),
         ({"model.latent_action.dim": 6}, r"config\.loss\.head: expected linear for latent actions of 6 numbers"),
-        ({"loss.labelled": 1.5}, r"config\.loss\.labelled: expected a share from 0 to 1, found 1\.5"),
         ({"data.image_size": (18, 16)}, "18x16: expected sides divisible by 4"),
         ({"model.flow_autoencoder.variant": "vae"}, r"variant: expected one of f128c512, .* found 'vae'"),
         ({"model.latent_action.hidden": 0}, r"config\.model\.latent_action\.hidden: expected at least 1, found 0"),
