@@ -34,21 +34,10 @@ fi
 
 cd "$root"
 source launch/environment.sh
+source launch/report.sh
 install
 python=.venv/bin/python
 run=runs/$(basename "$file" .py)
-say() { printf '\n== %s\n' "$*"; }
-
-summary() {
-  "$python" - "$run" <<'END'
-import json, pathlib, sys
-from motus_jax.evaluate import summary
-print(summary(json.loads((pathlib.Path(sys.argv[1]) / "metrics.json").read_text())))
-END
-  echo
-  echo "report: $root/$run/report/index.html"
-}
-
 platform=$(printf '%s\n' "$@" | grep -e '^--config.platform=' || true)
 for needed in $("$python" launch/prerequisites.py "$file"); do
   say "Train into runs/$needed, which $(basename "$file") starts from"
@@ -59,23 +48,4 @@ done
 say "Train into $run"
 "$python" -m motus_jax.train --config="$file" --workdir="$run" "$@"
 
-step=$(find "$run/checkpoints" -maxdepth 1 -name '[0-9]*' -exec basename {} \; | sort -n | tail -n 1)
-if [ -f "$run/report/index.html" ] && [ "$(cat "$run/reported_step" 2>/dev/null)" = "$step" ]; then
-  say "Done before: step $step is sampled, evaluated and reported"
-  summary
-  exit 0
-fi
-
-say "Sample"
-for mode in $("$python" -c 'from motus_jax.modes import MODES; print(*MODES)'); do
-  "$python" -m motus_jax.sample --workdir="$run" --mode="$mode" --episode=0 --frame=5 --out="$run/samples"
-done
-
-say "Evaluate"
-"$python" -m motus_jax.evaluate --workdir="$run"
-
-say "Report"
-"$python" -m motus_jax.evaluation.report --workdir="$run"
-echo "$step" > "$run/reported_step"
-say "Done"
-summary
+report "$run"

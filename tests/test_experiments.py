@@ -19,16 +19,24 @@ REPOSITORY = pathlib.Path(__file__).parents[1]
 sys.path.append(str(REPOSITORY))  # experiments import each other by the name of their folder
 GOLDEN = REPOSITORY / "tests" / "golden" / "configs"
 FILES = sorted(path for path in (REPOSITORY / "experiments").glob("*.py") if path.stem != "__init__")
+SIZES = {"latent_action": ("full",), "phase1": ("demo",), "phase2": ("demo",), "phase3": ("demo",)}
+"""Experiments with sizes after a colon, the default one left out."""
 REGENERATE = "if the change is wanted: python -m tests.test_experiments, then commit tests/golden/configs"
 
 
-def load(file):
-    """What `get_config()` of a file gives."""
+def load(file, size=""):
+    """What `get_config()` of a file gives, or what it gives of a size."""
     spec = importlib.util.spec_from_file_location(f"experiment_{file.stem}", file)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     assert str(file.relative_to(REPOSITORY)) in module.__doc__, "the docstring gives the command"
-    return module.get_config()
+    return module.get_config(*filter(None, [size]))
+
+
+def sizes(file):
+    """"", the default, and the other sizes that a file knows."""
+    found = SIZES.get(file.stem, ())
+    return ["", *found]
 
 
 def lines(values, prefix=""):
@@ -40,19 +48,32 @@ def lines(values, prefix=""):
             yield f"{prefix}{key} = {value!r}"
 
 
-def text(file):
-    return "\n".join(lines(load(file).to_dict())) + "\n"
+def text(file, size=""):
+    return "\n".join(lines(load(file, size).to_dict())) + "\n"
 
 
-@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
-def test_config_is_its_golden_text(file):
-    golden = GOLDEN / f"{file.stem}.txt"
+def golden_of(file, size):
+    return GOLDEN / f"{file.stem}{size and '.' + size}.txt"
+
+
+CASES = [(file, size) for file in FILES for size in sizes(file)]
+
+
+@pytest.mark.parametrize(("file", "size"), CASES, ids=lambda value: getattr(value, "stem", value))
+def test_config_is_its_golden_text(file, size):
+    golden = golden_of(file, size)
     assert golden.exists(), f"{golden.name} is missing; {REGENERATE}"
-    assert text(file) == golden.read_text(), f"{file.name} no longer gives {golden.name}; {REGENERATE}"
+    assert text(file, size) == golden.read_text(), f"{file.name} no longer gives {golden.name}; {REGENERATE}"
 
 
 def test_no_golden_text_without_an_experiment():
-    assert {path.stem for path in GOLDEN.glob("*.txt")} == {file.stem for file in FILES}
+    assert set(GOLDEN.glob("*.txt")) == {golden_of(*case) for case in CASES}
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_a_size_that_is_none_is_refused(name):
+    with pytest.raises(ValueError, match=r"expected one of .* after the colon, found 'huge'"):
+        load(REPOSITORY / "experiments" / f"{name}.py", "huge")
 
 
 def test_every_mode_has_an_experiment_that_selects_it():
@@ -78,5 +99,5 @@ def test_flags_change_known_keys_and_refuse_others(file, monkeypatch):
 
 if __name__ == "__main__":
     GOLDEN.mkdir(exist_ok=True)
-    for experiment in FILES:
-        (GOLDEN / f"{experiment.stem}.txt").write_text(text(experiment))
+    for case in CASES:
+        golden_of(*case).write_text(text(*case))

@@ -51,7 +51,7 @@ def films(tmp_path_factory):
 @pytest.fixture(scope="module")
 def config(films):
     config = latent_action.get_config()
-    config.data.sources = {}
+    config.data.sources = config.data.layers = {}
     config.update({"steps": 2, "log_every": 1, "validate_every": 0, "batch_size": 4})
     config.data.update({"kind": "videos", "path": str(films), "cameras": ("video",), "image_size": (16, 16),
                         "action_space": "absolute", "normalisation": "none"})  # fmt: skip

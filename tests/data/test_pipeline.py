@@ -62,6 +62,22 @@ def test_example(train):
     np.testing.assert_allclose(train.denormalise_actions(example["actions"], train.raw_state(1, 3)), targets, atol=1e-5)
 
 
+def test_a_few_episodes_spread_over_the_training_split(v3, train):
+    few = make_dataset({"path": str(v3), **CONFIG, "episodes": 2}, "train")
+    assert few.episodes == [1, 3] and len(few) < len(train) and few.contract() == train.contract()
+    held_out = make_dataset({"path": str(v3), **CONFIG, "episodes": 2}, "test")
+    assert held_out.episodes == [4], "evaluation takes all that are held out"
+    for count in (5, -1):
+        with pytest.raises(UserError, match=rf"data\.episodes: expected 0 to 4, as .* has; found {count}"):
+            make_dataset({"path": str(v3), **CONFIG, "episodes": count}, "train")
+
+
+def test_hidden_actions_carry_no_loss(v3, train):
+    hidden = make_dataset({"path": str(v3), **CONFIG, "hide_actions": True}, "train").example(1, 3)
+    assert not hidden["action_mask"].any() and train.example(1, 3)["action_mask"].all()
+    np.testing.assert_array_equal(hidden["frames"], train.example(1, 3)["frames"])
+
+
 def test_normalised_numbers_have_unit_size(train):
     actions = np.concatenate([train.example(*start)["actions"] for start in train.starts[::3].tolist()])
     states = np.stack([train.example(*start)["state"] for start in train.starts[::3].tolist()])
@@ -175,7 +191,7 @@ def test_contract_of_a_checkpoint_brings_its_numbers(v3, train):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"chunks": 3}, "config.data.chunks: unknown key; expected one of kind, path, options, cameras"),
+        ({"chunks": 3}, "config.data.chunks: unknown key; expected one of kind, path, options, episodes"),
         ({"action_dim": 7}, "data.action_dim: expected at least the 14 dims of the robot's action; found 7"),
         ({"cameras": ("front",)}, "camera 'front'"),
         ({"cameras": ()}, "data.cameras: expected one to 3 cameras; found 0"),

@@ -38,7 +38,7 @@ def run(tmp_path_factory):
     config.data.update({"path": str(folder / "set"), "cameras": ("top",), "image_size": (SIZE, SIZE)})
     config.model.flow_autoencoder.variant = "debug"
     config.model.latent_action.hidden = 32
-    config.data.sources = {}
+    config.data.sources = config.data.layers = {}
     assert loop.train(config, folder / "run", LatentActionSystem, inputs.open_data)
     return folder / "run"
 

@@ -18,7 +18,7 @@ COUNT = 16
 
 def settings(**changes):
     config = latent_action.get_config()
-    config.data.sources = {}
+    config.data.sources = config.data.layers = {}
     config.data.update({"image_size": (16, 16)})
     config.model.flow_autoencoder.variant = "debug"
     config.model.latent_action.hidden = 32
