@@ -23,6 +23,7 @@ def get_config(size: str = "full") -> ml_collections.ConfigDict:
     config.model.overrides.video_only = True
     config.optimizer.frozen = ("motus/(layers/)?(action|understanding)/.*",)
     if size == "demo":
+        config.steps = 800
         config.data.episodes, config.data.hide_actions = 0, True
         config.init_from = ()
         return config

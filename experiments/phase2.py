@@ -28,6 +28,7 @@ def get_config(size: str = "full") -> ml_collections.ConfigDict:
     config.model.overrides.action = ml_collections.ConfigDict({"state_dim": None, "registers": 0})
     video = "motus/(layers/)?video/.*"
     if size == "demo":
+        config.steps = 800
         config.data.update({"episodes": 0, "action_hz": 5.0, "chunk": 4, "action_space": "latent"})
         config.data.options.latents = "latents/aloha_sim"
         config.init_from = ((video, "runs/phase1_demo"), phase3.encoders("runs/phase1_demo"))

@@ -1,0 +1,121 @@
+"""Do the phases help? Phase 3 on few labelled episodes, from scratch, after phase 1, and after phases 1 and 2.
+
+  launch/recipe.sh                                          once: makes runs/phase1_demo and runs/phase2_demo
+  python -m benchmarks.phases --workdir=runs/phases         a few minutes a run; run it again to go on
+
+Every arm is `experiments/phase3.py:demo` with the same episodes, steps, rates and batches, three seeds each; only what
+it starts from differs. An arm's frozen video codec is fitted to the same data. Action errors are those of `evaluate` on
+held-out chunks. Closed loop (`--closed_loop`) needs the simulator extra.
+"""
+
+import argparse
+import json
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from benchmarks import machine
+from experiments import phase3
+from motus_jax import cli, evaluate
+from motus_jax.errors import UserError
+from motus_jax.models.system import System
+from motus_jax.train import set_up_jax
+from motus_jax.training import loop
+from motus_jax.training.inputs import open_data
+
+VIDEO = "motus/(layers/)?video/.*"
+ARMS: dict[str, tuple[tuple[str, str], ...]] = {
+    "scratch": (("video_codec/.*", "runs/phase1_demo"),),
+    "phase 1": ((VIDEO, "runs/phase1_demo"), phase3.encoders("runs/phase1_demo")),
+    "phases 1 and 2": phase3.get_config("demo").init_from,
+}
+"""Name -> `config.init_from`."""
+ERRORS = {"vla": "normalised_mse", "inverse_dynamics": "normalised_mse", "world_model": "psnr"}
+"""Mode -> what is reported of it."""
+
+
+def main(argv: Sequence[str]) -> None:
+    """Trains and evaluates what is missing, then writes and prints the table.
+
+    Raises:
+      UserError: the runs to start from are not there.
+    """
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--workdir", type=pathlib.Path, default=pathlib.Path("runs/phases"))
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=0, help="of phase 3 (default: the experiment's)")
+    parser.add_argument("--episodes", type=int, default=0, help="that phase 3 sees (default: the experiment's)")
+    parser.add_argument("--closed_loop", type=int, default=0, help="unseen starts in the simulator (default: none)")
+    parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("benchmarks/results/phases.json"))
+    arguments = parser.parse_args(argv[1:])
+    for _, run in (row for rows in ARMS.values() for row in rows):
+        if run != "new" and not pathlib.Path(run).exists():
+            raise UserError(f"{run}: expected the run that an arm starts from; found none (launch/recipe.sh makes it)")
+    set_up_jax(platform="")
+    found: dict[str, list[dict[str, Any]]] = {}
+    for seed in range(arguments.seeds):
+        for arm in ARMS:
+            found.setdefault(arm, []).append(run_arm(arm, seed, arguments))
+            report = summary(found)
+            print(describe(report), flush=True)
+    config = settings(next(iter(ARMS)), 0, arguments)
+    facts = {"steps": config.steps, "batch_size": config.batch_size, "episodes": config.data.episodes}
+    text = json.dumps({**machine.describe(jax.local_device_count()), **facts, "arms": report}, indent=1)
+    arguments.out.write_text(text + "\n")
+
+
+def settings(arm: str, seed: int, arguments: argparse.Namespace) -> Any:
+    """The config of one run."""
+    config = phase3.get_config("demo")
+    config.init_from, config.seed, config.validate_every = ARMS[arm], seed, 0
+    config.steps = arguments.steps or config.steps
+    config.data.episodes = arguments.episodes or config.data.episodes
+    config.checkpoint.every = config.steps
+    return config
+
+
+def run_arm(arm: str, seed: int, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Values of one run by name, trained and evaluated unless it was."""
+    workdir = arguments.workdir / f"{arm.replace(' ', '_')}_{seed}"
+    metrics = workdir / "metrics.json"
+    if not metrics.exists():
+        loop.train(settings(arm, seed, arguments), workdir, System, open_data)
+        jax.clear_caches()
+        acting = ["--closed_loop", f"--episodes={arguments.closed_loop}"] if arguments.closed_loop else []
+        evaluate.main(["evaluate", f"--workdir={workdir}", f"--modes={','.join(ERRORS)}", *acting])
+        jax.clear_caches()
+    measured = json.loads(metrics.read_text())
+    values = {f"{mode} {name}": measured["modes"][mode]["metrics"][name]["value"] for mode, name in ERRORS.items()}
+    return values | _acting(measured)
+
+
+def _acting(measured: Mapping[str, Any]) -> dict[str, Any]:
+    if "closed_loop" not in measured:
+        return {}
+    own = measured["closed_loop"]["policies"]["this_model"]
+    return {"closed loop, successes": own["successes"], "closed loop, reward": own["reward"]}
+
+
+def summary(found: Mapping[str, Sequence[Mapping[str, float]]]) -> dict[str, dict[str, Any]]:
+    """Arm -> name -> the values of the seeds and their mean."""
+    return {
+        arm: {name: {"mean": float(np.mean([run[name] for run in runs])), "seeds": [run[name] for run in runs]}
+              for name in runs[0]}
+        for arm, runs in found.items()
+    }  # fmt: skip
+
+
+def describe(report: Mapping[str, Mapping[str, Any]]) -> str:
+    """A line an arm and number."""
+    return "\n".join(
+        f"{arm:16} {name:34} {row['mean']:8.4f}   {'  '.join(f'{value:.4f}' for value in row['seeds'])}"
+        for arm, rows in report.items()
+        for name, row in rows.items()
+    )
+
+
+if __name__ == "__main__":
+    cli.run(main)
