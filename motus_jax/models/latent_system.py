@@ -101,6 +101,10 @@ class LatentActionSystem:
         del frames
         return {}
 
+    def fitted_shapes(self) -> Params:
+        """Nothing is fitted."""
+        return {}
+
     def frozen_shapes(self) -> Params:
         """The autoencoder, where it is not tuned, and the network that estimates flow, where there is one."""
         frozen = ({} if self._tuned else {PART: self._autoencoder}) | ({FLOW: self._network} if self._network else {})

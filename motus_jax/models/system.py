@@ -112,6 +112,10 @@ class System:
         """The frozen parts that are fitted to a sample of training clips; `frozen_shapes` has the others."""
         return {"video_codec": self.codec.fit(frames)} if self.codec.fitted else {}
 
+    def fitted_shapes(self) -> Params:
+        """What `fit_frozen` returns; a run takes it from an earlier one where `config.init_from` says so."""
+        return {"video_codec": self.codec.shapes()} if self.codec.fitted else {}
+
     def encode(self, frozen: Params, batch: Mapping[str, Array]) -> Clean:
         """Latents and normalised numbers of a batch (the schema of `motus_jax.data.example`)."""
         known = "latents" in batch

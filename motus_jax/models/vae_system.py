@@ -54,6 +54,10 @@ class VaeSystem:
         del frames
         return {}
 
+    def fitted_shapes(self) -> Params:
+        """Nothing is fitted."""
+        return {}
+
     def frozen_shapes(self) -> Params:
         """Nothing is frozen."""
         return {}

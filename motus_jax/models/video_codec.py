@@ -12,6 +12,7 @@ It is not a neural network.
 
 import dataclasses
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, UInt8
@@ -57,6 +58,16 @@ class VideoCodec:
                 f"divisible by {c.patch}"
             )
         return 1 + (frames - 1) // c.group, height // c.patch, width // c.patch, c.channels
+
+    def shapes(self) -> dict:
+        """What `fit` returns, as `jax.ShapeDtypeStruct`s."""
+        c = self.config
+
+        def part(width: int) -> dict[str, jax.ShapeDtypeStruct]:
+            sizes = {"basis": (width, c.channels), "mean": (width,), "scale": (c.channels,)}
+            return {name: jax.ShapeDtypeStruct(size, jnp.float32) for name, size in sizes.items()}
+
+        return {"picture": part(3 * c.patch**2), "motion": part(3 * c.patch**2 * c.group)}
 
     def fit(self, clips: UInt8[np.ndarray, "M frames H W 3"], samples: int = 200_000) -> dict:
         """Principal components of a sample of clips, on the host, deterministic.

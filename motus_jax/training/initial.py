@@ -81,16 +81,23 @@ def frozen_parts(
     Args:
       rows: `config.init_from`.
       params: the model's parameters, as arrays or shapes: the rows are one table over both trees.
-      fitted: makes the parts that are fitted to the data, as `system.fit_frozen` does.
+      fitted: makes the parts that are fitted to the data, as `system.fit_frozen` does; called if one of them is wanted
+        that no row takes from elsewhere.
 
     Raises:
       UserError: no row says where a part comes from, or its source lacks a leaf of that shape.
     """
-    outside = sharding.targets(system.frozen_shapes(), mesh, sharding.FROZEN_RULES)
-    loaded = load(rows, {**params, **outside}, tree.flatten(outside))
-    refuse_untrained(outside, loaded)
-    made = fitted()
-    made = jax.device_put(made, sharding.tree_shardings(made, mesh, sharding.FROZEN_RULES))
+    outside, fittable = (
+        sharding.targets(shapes, mesh, sharding.FROZEN_RULES)
+        for shapes in (system.frozen_shapes(), system.fitted_shapes())
+    )
+    loaded = load(rows, {**params, **outside, **fittable}, tree.flatten({**outside, **fittable}))
+    taken = {path.split("/")[0] for path in loaded}
+    refuse_untrained({**outside, **{name: part for name, part in fittable.items() if name in taken}}, loaded)
+    made = {}
+    if fittable.keys() - taken:
+        made = {name: part for name, part in fitted().items() if name not in taken}
+        made = jax.device_put(made, sharding.tree_shardings(made, mesh, sharding.FROZEN_RULES))
     return {**tree.unflatten(loaded), **made}
 
 

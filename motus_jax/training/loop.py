@@ -221,7 +221,8 @@ def _first_state(
     config: ml_collections.ConfigDict, system: step.Trainable, plan: Plan, key: jax.Array
 ) -> tuple[step.State, tree.Tree]:
     """(state, parameters that are not trained) of a new run, fresh or from where `config.init_from` says."""
-    flat, both = tree.flatten(plan.params), {**plan.params, **system.frozen_shapes()}
+    flat = tree.flatten(plan.params)
+    both = {**plan.params, **system.frozen_shapes(), **system.fitted_shapes()}
     loaded = initial.load(config.init_from, both, flat)
     fresh = {path: leaf.sharding for path, leaf in flat.items() if path not in loaded}
     initial.refuse_random_kernels(fresh, plan.optimizer.trained)

@@ -36,6 +36,7 @@ def found():
     batch["unseen"] = np.zeros((4, 3, 4), np.float32)
     params = jax.jit(lambda key: jax.tree.map(lambda leaf: leaf + 0.1, system.init(key)))(key)
     frozen = system.fit_frozen(batch["frames"].repeat(4, 0))
+    assert jax.tree.map(jnp.shape, frozen) == jax.tree.map(jnp.shape, system.fitted_shapes())
     step = jax.jit(jax.value_and_grad(system.loss, has_aux=True))
     other = {name: value.copy() for name, value in batch.items()}
     other["state"][LACKS], other["actions"][LACKS] = 3.0, -2.0

@@ -72,6 +72,9 @@ class FakeSystem:
     def fit_frozen(self, frames):
         return {"codec": {"mean": np.asarray(frames, np.float32).mean((0, 1))}}
 
+    def fitted_shapes(self):
+        return {"codec": {"mean": jax.ShapeDtypeStruct((2, 2, 3), jnp.float32)}}
+
     def frozen_shapes(self):
         return {}
 

@@ -1,5 +1,6 @@
 """Whole runs of the fake system in this process: what is written, what is refused, what is compiled."""
 
+import dataclasses
 import json
 import logging
 import os
@@ -154,6 +155,21 @@ def test_frozen_parts_are_written_once_and_in_no_checkpoint(finished):
     leaf = jax.ShapeDtypeStruct((2, 2, 3), np.float32, sharding=jax.sharding.SingleDeviceSharding(jax.devices()[0]))
     found = checkpoint.load_leaves(workdir, {"codec/mean": leaf})
     np.testing.assert_array_equal(found["codec/mean"], FakeSystem(get_config()).fit_frozen(FRAMES)["codec"]["mean"])
+
+
+def test_a_fitted_part_is_taken_from_an_earlier_run_where_a_row_says_so(finished, tmp_path):
+    def other_data(config, contracts=None):
+        data = make_data(config, contracts)
+        return dataclasses.replace(data, codec_frames=lambda: 255 - FRAMES)
+
+    def codec(**changes):
+        workdir = tmp_path / str(len(changes))
+        assert train(workdir, other_data, steps=1, **changes)
+        return checkpoint.load_for_inference(workdir).frozen["codec"]["mean"]
+
+    own = FakeSystem(get_config()).fit_frozen(FRAMES)["codec"]["mean"]
+    np.testing.assert_allclose(codec(), 255 - own, rtol=1e-5)
+    np.testing.assert_array_equal(codec(init_from=(("codec/.*", str(finished[0])),)), own)
 
 
 def lose(folder):
