@@ -57,7 +57,7 @@ class LinearVideo:
 
     def __init__(self, channels: int, sizes: Mapping[str, Any]) -> None:
         codec = VideoCodec(_sizes("video_codec", VideoCodecConfig, sizes, channels=channels))
-        self.latent_shape, self.fit = codec.latent_shape, codec.fit
+        self.latent_shape, self.fit, self.shapes = codec.latent_shape, codec.fit, codec.shapes
         self.encode, self.decode = codec.encode, codec.decode
 
 
