@@ -8,8 +8,11 @@ import av
 import cv2
 import numpy as np
 import pytest
+from dpflow_fixture import weights
+from safetensors.numpy import save_file
 
 from experiments import latent_action
+from motus_jax import convert
 from motus_jax.data import __main__ as command
 from motus_jax.data import label_command, latent_labels, storage
 from motus_jax.data.label_command import NO_CHANGE, NO_FRAME, pairs
@@ -17,8 +20,10 @@ from motus_jax.data.mixture import make_dataset
 from motus_jax.data.source import BrokenData
 from motus_jax.data.sources import open_source
 from motus_jax.errors import UserError
+from motus_jax.models.flow_network import VARIANTS
 from motus_jax.models.latent_system import LatentActionSystem
 from motus_jax.training import checkpoint, inputs, loop
+from motus_jax.weights import dpflow
 
 SIZE = 32
 LENGTHS = (30, 12, 1, 26, 18)
@@ -184,3 +189,27 @@ def test_refusals(labels, films, run, tmp_path):
     film(tmp_path / "other.mp4", 20, 9)
     with pytest.raises(UserError, match=r"expected latent actions of .*, with episodes 1; found those of data with 5"):
         open_source("videos", str(tmp_path), {"latents": str(labels)})
+
+
+@pytest.mark.thorough
+def test_with_flow_of_an_imported_network(config, films, tmp_path):
+    """Import of DPFlow's weights, training with flow estimated inside the step, labelling with the same network."""
+    rules = [(rule, depth) for rules, depth in dpflow.groups(VARIANTS["debug"]) for rule in rules]
+    tensors = weights({name: rule.shape for rule, depth in rules for name in rule.names(depth)})
+    save_file(tensors, tmp_path / "dpflow.safetensors")
+    convert.main(["convert", "import", f"--source={tmp_path / 'dpflow.safetensors'}", "--kind=dpflow",
+                  "--variant=debug", f"--workdir={tmp_path / 'dpflow'}"])  # fmt: skip
+    config = config.copy_and_resolve_references()
+    config.data.flow, config.model.flow_network = "", "debug"
+    with pytest.raises(UserError, match=r"flow_network is not trained, so config\.init_from must say where"):
+        loop.train(config, tmp_path / "none", LatentActionSystem, inputs.open_data)
+    config.init_from = (("flow_network/.*", str(tmp_path / "dpflow")), (".*", "new"))
+    assert loop.train(config, tmp_path / "run", LatentActionSystem, inputs.open_data)
+    label_command.label(str(tmp_path / "run"), open_source("videos", str(films), {}), str(tmp_path / "out"))
+    index = latent_labels.read_index(tmp_path / "out")
+    assert index.settings["flow"] == "debug" and "flow_network" in index.model
+    loaded, example = checkpoint.load_for_inference(tmp_path / "run"), make_dataset(config.data, "train").example(3, 7)
+    seen = {"frames": example["frames"][None]}
+    mean, _ = LatentActionSystem(loaded.config).encode(loaded.params, loaded.frozen, seen)
+    found = open_source("videos", str(films), {"latents": str(tmp_path / "out")}).rows(3).latent[7]
+    np.testing.assert_allclose(found, mean[0], rtol=1e-3, atol=1e-4)
