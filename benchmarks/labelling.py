@@ -28,7 +28,7 @@ import numpy as np
 from absl import flags
 from jax.extend import core
 
-from benchmarks.machine import describe
+from benchmarks.machine import cores, describe
 from motus_jax import cli, flow_picture
 from motus_jax.data.optical_flow import make_estimator
 from motus_jax.models import flow_autoencoder, flow_network
@@ -62,7 +62,7 @@ def main(argv: Sequence[str]) -> None:
     ways = {flow: 1 / (each[flow] + each["dc_ae and encoder"]) for flow in ("dis", "dpflow")}
     pairs = ITEMS * SECONDS * PAIRS_A_SECOND
     found = {
-        "machine": describe(jax.local_device_count() if jax.default_backend() != "cpu" else 2),
+        "machine": describe(cores()),
         "device": jax.devices()[0].device_kind,
         "size": SIZE,
         "seconds_a_pair": {name: {"median": each[name], "turns": seconds[name]} for name in stages},

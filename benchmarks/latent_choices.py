@@ -54,7 +54,7 @@ def main(argv: Sequence[str]) -> None:
         if number in chosen:
             found[name] = run(changes, arguments.workdir / str(number), arguments.steps)
             print(f"{name}\n{latents.describe(found[name])}", flush=True)
-    facts = {**machine.describe(jax.local_device_count()), "steps": next(iter(found.values()))["step"]}
+    facts = {**machine.describe(machine.cores()), "steps": next(iter(found.values()))["step"]}
     arguments.out.write_text(json.dumps({**facts, "rows": found}, indent=1) + "\n")
 
 

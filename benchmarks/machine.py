@@ -1,5 +1,6 @@
 """What a result was measured on."""
 
+import os
 import pathlib
 import platform
 from typing import Any
@@ -8,6 +9,11 @@ from typing import Any
 def describe(cores: int) -> dict[str, Any]:
     """Processor, cores used and Python's version."""
     return {"cpu": cpu_model(), "cores": cores, "python": platform.python_version()}
+
+
+def cores() -> int:
+    """Processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def cpu_model() -> str:

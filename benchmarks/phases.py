@@ -63,7 +63,7 @@ def main(argv: Sequence[str]) -> None:
             print(describe(report), flush=True)
     config = settings(next(iter(ARMS)), 0, arguments)
     facts = {"steps": config.steps, "batch_size": config.batch_size, "episodes": config.data.episodes}
-    text = json.dumps({**machine.describe(jax.local_device_count()), **facts, "arms": report}, indent=1)
+    text = json.dumps({**machine.describe(machine.cores()), **facts, "arms": report}, indent=1)
     arguments.out.write_text(text + "\n")
 
 
