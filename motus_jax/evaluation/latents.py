@@ -212,7 +212,7 @@ COMPONENTS = 4
 """Principal components of the latent actions on the page."""
 COMPONENTS_TEXT = ("Principal components of the latent actions (across), largest first, against the real action that "
                    "each goes with most (up), on held-out pairs.")  # fmt: skip
-PANEL, DOT = 240, 2
+PANEL, HEAD, DOT = 240, 24, 2
 
 
 def _gallery(anchor: str, title: str, picture: str, words: str) -> str:
@@ -273,14 +273,14 @@ def _write_components(
     panels = []
     for values, partner in zip(components.T, partners):
         canvas = np.full((PANEL, PANEL, 3), 255, np.uint8)
-        cv2.rectangle(canvas, (0, 0), (PANEL - 1, PANEL - 1), (200, 200, 200))
+        cv2.rectangle(canvas, (0, HEAD), (PANEL - 1, PANEL - 1), (200, 200, 200))
         places = []
         for row in (values, -actions[:, partner]):
             low, high = np.percentile(row, [0.5, 99.5])
-            places.append(np.clip((row - low) / (high - low + BEYOND), 0, 1) * (PANEL - 20) + 10)
-        for place in np.round(np.stack(places, 1)).astype(int):
+            places.append(np.clip((row - low) / (high - low + BEYOND), 0, 1) * (PANEL - HEAD - 20) + 10)
+        for place in np.round(np.stack(places, 1) + (HEAD / 2, HEAD)).astype(int):
             cv2.circle(canvas, tuple(map(int, place)), DOT, (40, 80, 200), -1, cv2.LINE_AA)
-        cv2.putText(canvas, f"real action {partner + 1}", (8, 18), cv2.FONT_HERSHEY_SIMPLEX, 0.42, (40, 40, 40), 1,
+        cv2.putText(canvas, f"real action {partner + 1}", (8, 16), cv2.FONT_HERSHEY_SIMPLEX, 0.42, (40, 40, 40), 1,
                     cv2.LINE_AA)  # fmt: skip
         panels.append(canvas)
     pictures.write_image(folder / "components.png", np.concatenate(panels, axis=1))
