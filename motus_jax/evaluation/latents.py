@@ -278,7 +278,7 @@ def _write_components(
         for row in (values, -actions[:, partner]):
             low, high = np.percentile(row, [0.5, 99.5])
             places.append(np.clip((row - low) / (high - low + BEYOND), 0, 1) * (PANEL - HEAD - 20) + 10)
-        for place in np.round(np.stack(places, 1) + (HEAD / 2, HEAD)).astype(int):
+        for place in np.round(np.stack(places, 1) + np.array([HEAD / 2, HEAD])).astype(int):
             cv2.circle(canvas, tuple(map(int, place)), DOT, (40, 80, 200), -1, cv2.LINE_AA)
         cv2.putText(canvas, f"real action {partner + 1}", (8, 16), cv2.FONT_HERSHEY_SIMPLEX, 0.42, (40, 40, 40), 1,
                     cv2.LINE_AA)  # fmt: skip
