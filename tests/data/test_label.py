@@ -191,7 +191,7 @@ def test_refusals(labels, films, run, tmp_path):
         open_source("videos", str(tmp_path), {"latents": str(labels)})
 
 
-@pytest.mark.thorough
+@pytest.mark.heavy
 def test_with_flow_of_an_imported_network(config, films, tmp_path):
     """Import of DPFlow's weights, training with flow estimated inside the step, labelling with the same network."""
     rules = [(rule, depth) for rules, depth in dpflow.groups(VARIANTS["debug"]) for rule in rules]

@@ -114,7 +114,7 @@ def test_a_frozen_autoencoder_is_no_parameter(trained):
     assert all(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(used))
 
 
-@pytest.mark.thorough
+@pytest.mark.heavy
 def test_a_network_estimates_the_flow_inside_the_step(trained):
     """From the frames of the batch, with its frozen weights."""
     _, _, params, _ = trained
