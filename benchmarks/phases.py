@@ -1,11 +1,15 @@
-"""Do the phases help? Phase 3 on few labelled episodes, from scratch, after phase 1, and after phases 1 and 2.
+"""Do the phases help? Phase 3 on few labelled episodes, started from more and more of what comes before it.
 
   launch/recipe.sh                                          once: makes runs/phase1_demo and runs/phase2_demo
+  python -m motus_jax.train --config=experiments/phase1.py:demo --workdir=runs/phase1_long --config.steps=1600
+  python -m motus_jax.train --config=experiments/phase2.py:demo --workdir=runs/phase2_delta \\
+      --config.data.action_space=latent_delta
   python -m benchmarks.phases --workdir=runs/phases         a few minutes a run; run it again to go on
 
 Every arm is `experiments/phase3.py:demo` with the same episodes, steps, rates and batches, three seeds each; only what
-it starts from differs. An arm's frozen video codec is fitted to the same data. Action errors are those of `evaluate` on
-held-out chunks. Closed loop (`--closed_loop`) needs the simulator extra.
+it starts from differs. An arm's frozen video codec is fitted to the same data. Phase 1 for as many steps as both phases
+tells what latent actions add to more training; two arms vary how they are handed on. Action errors are those of
+`evaluate` on held-out chunks. Closed loop (`--closed_loop`) needs the simulator extra.
 """
 
 import argparse
@@ -27,10 +31,27 @@ from motus_jax.training import loop
 from motus_jax.training.inputs import open_data
 
 VIDEO = "motus/(layers/)?video/.*"
+ENDS = ("motus/action/(action_encoder|decoder)/.*", "new")
+
+
+def after_phase1(run: str) -> tuple[tuple[str, str], ...]:
+    """What phase 3 takes from a run of phase 1."""
+    return (VIDEO, run), phase3.encoders(run)
+
+
+def after_phase2(run: str, *rows: tuple[str, str]) -> tuple[tuple[str, str], ...]:
+    """What phase 3 takes from a run of phase 2; `rows` go before."""
+    experts = tuple((regex, source.replace("runs/phase2", run)) for regex, source in phase3.EXPERTS)
+    return *rows, *experts, phase3.encoders(run)
+
+
 ARMS: dict[str, tuple[tuple[str, str], ...]] = {
     "scratch": (("video_codec/.*", "runs/phase1_demo"),),
-    "phase 1": ((VIDEO, "runs/phase1_demo"), phase3.encoders("runs/phase1_demo")),
-    "phases 1 and 2": phase3.get_config("demo").init_from,
+    "phase 1": after_phase1("runs/phase1_demo"),
+    "phase 1, steps of both": after_phase1("runs/phase1_long"),
+    "phases 1 and 2": after_phase2("runs/phase2_demo"),
+    "both, action ends new": after_phase2("runs/phase2_demo", ENDS),
+    "both, latents added up": after_phase2("runs/phase2_delta"),
 }
 """Name -> `config.init_from`."""
 ERRORS = {"vla": "normalised_mse", "inverse_dynamics": "normalised_mse", "world_model": "psnr"}
@@ -45,23 +66,25 @@ def main(argv: Sequence[str]) -> None:
     """
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workdir", type=pathlib.Path, default=pathlib.Path("runs/phases"))
+    parser.add_argument("--arms", default=",".join(map(str, range(len(ARMS)))), help="numbers, from 0 (default: all)")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=0, help="of phase 3 (default: the experiment's)")
     parser.add_argument("--episodes", type=int, default=0, help="that phase 3 sees (default: the experiment's)")
     parser.add_argument("--closed_loop", type=int, default=0, help="unseen starts in the simulator (default: none)")
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("benchmarks/results/phases.json"))
     arguments = parser.parse_args(argv[1:])
-    for _, run in (row for rows in ARMS.values() for row in rows):
+    chosen = [list(ARMS)[int(number)] for number in arguments.arms.split(",")]
+    for _, run in (row for arm in chosen for row in ARMS[arm]):
         if run != "new" and not pathlib.Path(run).exists():
-            raise UserError(f"{run}: expected the run that an arm starts from; found none (launch/recipe.sh makes it)")
+            raise UserError(f"{run}: expected the run that an arm starts from; found none (see --help)")
     set_up_jax(platform="")
     found: dict[str, list[dict[str, Any]]] = {}
     for seed in range(arguments.seeds):
-        for arm in ARMS:
+        for arm in chosen:
             found.setdefault(arm, []).append(run_arm(arm, seed, arguments))
             report = summary(found)
             print(describe(report), flush=True)
-    config = settings(next(iter(ARMS)), 0, arguments)
+    config = settings(chosen[0], 0, arguments)
     facts = {"steps": config.steps, "batch_size": config.batch_size, "episodes": config.data.episodes}
     text = json.dumps({**machine.describe(machine.cores()), **facts, "arms": report}, indent=1)
     arguments.out.write_text(text + "\n")
@@ -79,15 +102,19 @@ def settings(arm: str, seed: int, arguments: argparse.Namespace) -> Any:
 
 def run_arm(arm: str, seed: int, arguments: argparse.Namespace) -> dict[str, Any]:
     """Values of one run by name, trained and evaluated unless it was."""
-    workdir = arguments.workdir / f"{arm.replace(' ', '_')}_{seed}"
+    workdir = arguments.workdir / f"{arm.replace(',', '').replace(' ', '_')}_{seed}"
     metrics = workdir / "metrics.json"
     if not metrics.exists():
         loop.train(settings(arm, seed, arguments), workdir, System, open_data)
         jax.clear_caches()
-        acting = ["--closed_loop", f"--episodes={arguments.closed_loop}"] if arguments.closed_loop else []
-        evaluate.main(["evaluate", f"--workdir={workdir}", f"--modes={','.join(ERRORS)}", *acting])
+        evaluate.main(["evaluate", f"--workdir={workdir}", f"--modes={','.join(ERRORS)}"])
         jax.clear_caches()
     measured = json.loads(metrics.read_text())
+    if arguments.closed_loop and "closed_loop" not in measured:
+        acting = ["--closed_loop", f"--episodes={arguments.closed_loop}"]
+        evaluate.main(["evaluate", f"--workdir={workdir}", "--modes=", *acting])
+        jax.clear_caches()
+        measured = json.loads(metrics.read_text())
     values = {f"{mode} {name}": measured["modes"][mode]["metrics"][name]["value"] for mode, name in ERRORS.items()}
     return values | _acting(measured)
 
@@ -111,7 +138,7 @@ def summary(found: Mapping[str, Sequence[Mapping[str, float]]]) -> dict[str, dic
 def describe(report: Mapping[str, Mapping[str, Any]]) -> str:
     """A line an arm and number."""
     return "\n".join(
-        f"{arm:16} {name:34} {row['mean']:8.4f}   {'  '.join(f'{value:.4f}' for value in row['seeds'])}"
+        f"{arm:24} {name:34} {row['mean']:8.4f}   {'  '.join(f'{value:.4f}' for value in row['seeds'])}"
         for arm, rows in report.items()
         for name, row in rows.items()
     )

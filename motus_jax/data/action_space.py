@@ -1,11 +1,11 @@
 """What the numbers of an action mean: absolute targets, changes from the state at the chunk's start, poses of hands
-relative to where they are, changes from step to step, or latent actions."""
+relative to where they are, changes from step to step, or latent actions, one by one or added up."""
 
 from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from scipy.spatial.transform import Rotation
 
 from motus_jax.errors import UserError
@@ -28,6 +28,7 @@ class ActionSpace(NamedTuple):
       to_absolute: back.
       needs_state: the encoding is relative to a state of the same layout as the actions.
       latent: of the source's latent actions instead of its actions.
+      added_up: each holds those before it in the chunk too, and cannot be told where one of them is missing.
       raw, encoded: E / A, as a fraction.
       targets: where the source's actions are changes from row to row, so that another rate adds them up or cuts them:
         how many of the last dims are targets all the same. None: all are targets.
@@ -37,6 +38,7 @@ class ActionSpace(NamedTuple):
     to_absolute: Callable[[Actions, State], Actions]
     needs_state: bool
     latent: bool = False
+    added_up: bool = False
     raw: int = 1
     encoded: int = 1
     targets: int | None = None
@@ -45,6 +47,10 @@ class ActionSpace(NamedTuple):
     def changes(self) -> bool:
         """Whether the source's actions are changes from row to row."""
         return self.targets is not None
+
+    def known(self, each: Bool[np.ndarray, "*B T"]) -> Bool[np.ndarray, "*B T"]:
+        """Which encoded latent actions can be told, from which of the source's are there."""
+        return np.logical_and.accumulate(each, axis=-1) if self.added_up else each
 
     def encoded_width(self, raw: int) -> int:
         """E of A numbers."""
@@ -66,6 +72,16 @@ def _subtract(actions: Actions, state: State) -> Actions:
 
 def _add(actions: Actions, state: State) -> Actions:
     return actions + state[..., None, : actions.shape[-1]]
+
+
+def _add_up(actions: Actions, state: State) -> Actions:
+    del state
+    return np.cumsum(actions, axis=-2)
+
+
+def _differences(actions: Actions, state: State) -> Actions:
+    del state
+    return np.diff(actions, axis=-2, prepend=np.zeros_like(actions[..., :1, :]))
 
 
 def _to_hand(actions: Actions, state: State) -> Actions:
@@ -114,7 +130,8 @@ def _rotation(poses: Float[np.ndarray, "*B 8"]) -> Rotation:
 
 # "delta" subtracts per dimension, grippers too, so state dim k must be the measured value of action dim k. "steps" is
 # for sources whose actions are changes already, "steps_gripper" for those whose last dim is a gripper's target all the
-# same, as in most of Open X-Embodiment; angles are added up too, which is right for small ones.
+# same, as in most of Open X-Embodiment; angles are added up too, which is right for small ones. "latent_delta" is to
+# "latent" what "delta" is to changes: the motion since the chunk's start, as the targets of a later phase with "delta".
 ACTION_SPACES: dict[str, ActionSpace] = {
     "absolute": ActionSpace(_same, _same, needs_state=False),
     "delta": ActionSpace(_subtract, _add, needs_state=True),
@@ -122,6 +139,7 @@ ACTION_SPACES: dict[str, ActionSpace] = {
     "steps": ActionSpace(_same, _same, needs_state=False, targets=0),
     "steps_gripper": ActionSpace(_same, _same, needs_state=False, targets=1),
     "latent": ActionSpace(_same, _same, needs_state=False, latent=True),
+    "latent_delta": ActionSpace(_add_up, _differences, needs_state=False, latent=True, added_up=True),
 }
 
 

@@ -231,7 +231,7 @@ class Dataset:
         if spec.end_policy == "mask":
             steps = steps & self.timing.within(frame, rows)
         if spec.latent:
-            steps = steps & self.timing.sample_has_latent(rows, frame)
+            steps = steps & ACTION_SPACES[spec.action_space].known(self.timing.sample_has_latent(rows, frame))
         instruction = self.source.instruction(episode, frame, 0 if random is None else int(random.integers(1 << 30)))
         source, layer, embodiment = self.numbers
         return Example(

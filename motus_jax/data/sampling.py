@@ -126,7 +126,11 @@ class Timing:
 
     def sample_has_latent(self, rows: Rows, start: int) -> Bool[np.ndarray, "T"]:
         """Which of the chunk's latent actions are ones."""
-        return rows.has_latent[self.latent_rows(rows, range(start, start + 1))[0]]
+        return self.sample_has_latent_at(rows, range(start, start + 1))[0]
+
+    def sample_has_latent_at(self, rows: Rows, starts: range) -> Bool[np.ndarray, "n T"]:
+        """Which of the latent actions of many chunks are ones."""
+        return rows.has_latent[self.latent_rows(rows, starts)]
 
     def latent_rows(self, rows: Rows, starts: range) -> Int[np.ndarray, "n T"]:
         """Rows of the latent actions of many chunks."""

@@ -24,7 +24,7 @@ from motus_jax.data.source import Source
 from motus_jax.errors import UserError
 
 FILE = "statistics.json"
-FORMAT = 2
+FORMAT = 3
 NORMALISATIONS = ("meanstd", "quantile", "none")
 
 # A dimension that moves less than this share of the most moving one is treated as constant: dividing by its own

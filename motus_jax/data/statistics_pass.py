@@ -188,15 +188,17 @@ def _episode(plan: Plan, rows: Rows, begin: int, count: int) -> Part:
             changes = _pooled(timing.sample_changes_at(rows, starts, space.targets))
             sums[name], samples[name] = moments.piece(changes), changes[chosen]
             continue
-        values = rows.latent if space.latent else rows.action
-        low, weight = (timing.latent_rows(rows, starts), None) if space.latent else absolute()
+        if space.latent:
+            known = space.known(timing.sample_has_latent_at(rows, starts)).reshape(-1)
+            latents = _pooled(space.from_absolute(timing.sample_latents_at(rows, starts), states))
+            sums[name] = moments.piece(latents[known]) if known.any() else moments.nothing(latents.shape[1])
+            samples[name] = latents[chosen[known[chosen]]]
+            continue
+        values, (low, weight) = rows.action, absolute()
         picked = between(values, low.reshape(-1)[chosen], None if weight is None else weight.reshape(-1)[chosen])
         if not space.needs_state and weight is None:
             # Each row counts as often as chunks hold it.
-            counts = np.bincount(low.reshape(-1), minlength=len(values))
-            if space.latent:
-                counts, picked = counts * rows.has_latent, picked[rows.has_latent[low.reshape(-1)[chosen]]]
-            sums[name] = moments.weighted_piece(values, counts)
+            sums[name] = moments.weighted_piece(values, np.bincount(low.reshape(-1), minlength=len(values)))
         else:
             sums[name] = moments.piece(_pooled(space.from_absolute(between(values, low, weight), states)))
         if space.needs_state:

@@ -117,10 +117,11 @@ def test_they_are_what_the_model_says(labels, films, run, config):
         np.testing.assert_allclose(source.rows(episode).latent[row], mean[0], rtol=1e-4, atol=1e-5)
 
 
-def test_training_takes_them(labels, films, config):
+@pytest.mark.parametrize("space", ["latent", "latent_delta"])
+def test_training_takes_them(space, labels, films, config):
     """As the actions of phase 2, in units of their own spread; where there are none, no loss."""
     data = config.data.to_dict() | {
-        "options": {"latents": str(labels)}, "action_space": "latent", "normalisation": "meanstd", "flow": "",
+        "options": {"latents": str(labels)}, "action_space": space, "normalisation": "meanstd", "flow": "",
         "chunk": 4, "video_frames": 4, "action_hz": 5.0, "starts": "all",
     }  # fmt: skip
     dataset = make_dataset(data, "train")
@@ -132,6 +133,12 @@ def test_training_takes_them(labels, films, config):
     seen = [dataset.example(*start) for start in dataset.starts.tolist()]
     values = np.concatenate([one["actions"][one["action_mask"].all(1)] for one in seen])
     assert np.abs(values.mean(0)).max() < 0.05 and np.abs(values.std(0) - 1).max() < 0.05
+    masks = np.array([one["action_mask"].all(1) for one in seen])
+    resumed = (masks[:, 1:] & ~masks[:, :-1]).any()  # a step known after one that is not
+    assert resumed == (space == "latent")
+    if space == "latent_delta":
+        added = dataset.spec.action.invert(example["actions"])
+        np.testing.assert_allclose(added[1], rows.latent[[1, 3]].sum(0), rtol=1e-4, atol=1e-5)
 
 
 def test_hosts_and_a_kill_change_nothing(labels, films, run, tmp_path, capsys):

@@ -150,7 +150,7 @@ def test_any_number_of_threads_gives_the_same_bits_and_the_plain_numbers(tmp_pat
     assert found[0] == found[1] == found[2]
     assert "1 of 36 episodes cannot be read and are left out; the first: table of episode 3" in caplog.text
     asked = statistics.compute(dataset, TIMING, 2, "steps_gripper")
-    states, pooled = [], {"absolute": [], "delta": [], "latent": [], "steps_gripper": []}
+    states, pooled = [], {"absolute": [], "delta": [], "latent": [], "latent_delta": [], "steps_gripper": []}
     for episode in dataset.split("train"):
         if episode == 3:
             continue
@@ -159,7 +159,9 @@ def test_any_number_of_threads_gives_the_same_bits_and_the_plain_numbers(tmp_pat
             states.append(rows.state[start])
             pooled["absolute"].append(TIMING.sample_actions(rows, start))
             known = TIMING.sample_has_latent(rows, start)
-            pooled["latent"].append(TIMING.sample_latents(rows, start)[known])
+            latents, until = TIMING.sample_latents(rows, start), [*known, False].index(False)
+            pooled["latent"].append(latents[known])
+            pooled["latent_delta"].append(latents[:until].cumsum(0))
             pooled["steps_gripper"].append(TIMING.sample_changes(rows, start, 1) if widths[1] else np.zeros((0, 0)))
             if widths[0] >= widths[1]:
                 pooled["delta"].append(pooled["absolute"][-1] - rows.state[start, : widths[1]])
