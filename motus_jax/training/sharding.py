@@ -46,14 +46,20 @@ RULES: tuple[tuple[str, Rule], ...] = (
 FROZEN_RULES: tuple[tuple[str, Rule], ...] = ((r".*", SPLIT),)
 
 
-def make_mesh(config: ml_collections.ConfigDict) -> Mesh:
+def make_mesh(config: ml_collections.ConfigDict, devices: Sequence[jax.Device] | None = None) -> Mesh:
     """The mesh of `config.mesh`, a dict of the three axis sizes of which one may be -1 (= what is left).
 
+    On several slices of a TPU `replica` runs over them first, so that what crosses the data-centre network is one sum
+    of gradients a step; it must be a multiple of their number.
+
+    Args:
+      devices: all that there are, by default.
+
     Raises:
-      UserError: the sizes do not multiply to the number of devices.
+      UserError: the sizes do not multiply to the number of devices, or slices would be torn.
     """
     sizes = [int(config[axis]) for axis in AXES]
-    devices = jax.devices()
+    devices = jax.devices() if devices is None else devices
     asked = f"config.mesh {dict(zip(AXES, sizes))}"
     if sizes.count(-1) > 1 or any(size == 0 or size < -1 for size in sizes):
         raise UserError(f"{asked}: expected positive sizes and at most one -1")
@@ -62,7 +68,14 @@ def make_mesh(config: ml_collections.ConfigDict) -> Mesh:
         sizes[sizes.index(-1)] = len(devices) // known
     if math.prod(sizes) != len(devices):
         raise UserError(f"{asked}: expected sizes whose product is the number of devices, found {len(devices)} devices")
-    grid = mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    if sizes[0] % slices:
+        raise UserError(f"{asked}: expected replica to be a multiple of the {slices} slices, found {sizes[0]}")
+    if slices > 1:
+        within = (sizes[0] // slices, *sizes[1:])
+        grid = mesh_utils.create_hybrid_device_mesh(within, (slices, 1, 1), devices, allow_split_physical_axes=True)
+    else:
+        grid = mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
     return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
