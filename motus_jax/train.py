@@ -6,6 +6,10 @@
 The workdir receives checkpoints/, frozen/ (the encoders that are not trained, once), config.json, metrics.jsonl (the
 curve), timing.jsonl (speed, memory, where the time went) and tensorboard/. Exit codes: 0 trained, 2 bad input (one line
 says what), 143 stopped by SIGTERM after saving.
+
+On several hosts run the same command on each, with MOTUS_HOSTS=auto where JAX knows how it was started (Cloud TPU, GKE,
+Slurm, Open MPI), or with JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID. The workdir is one that all of
+them see: a shared folder, or gs://.
 """
 
 import os
@@ -47,12 +51,14 @@ def main(argv: Sequence[str]) -> None:
     from motus_jax.models.latent_system import LatentActionSystem
     from motus_jax.models.system import System
     from motus_jax.models.vae_system import VaeSystem
+    from motus_jax.training import hosts
     from motus_jax.training.inputs import open_data
     from motus_jax.training.loop import train
 
     systems = {"motus": System, "video_vae": VaeSystem, "latent_action": LatentActionSystem}
     if config.system not in systems:
         raise UserError(f"config.system: expected one of {', '.join(systems)}, found {config.system!r}")
+    hosts.join()
     if not train(config, workdir, systems[config.system], open_data):
         sys.exit(STOPPED_BY_SIGTERM)
 

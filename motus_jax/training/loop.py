@@ -360,15 +360,13 @@ def _write_config(config: ml_collections.ConfigDict, workdir: run_path.Home) -> 
 @contextlib.contextmanager
 def _sigterm() -> Iterator[Callable[[int], bool]]:
     """Yields `stop(step)`: whether SIGTERM has arrived, on any host (all hosts agree on the step)."""
+    if jax.process_count() > 1:
+        # JAX's own handler tells the other hosts: one of ours would take its place.
+        yield multihost_utils.reached_preemption_sync_point
+        return
     arrived = []
     before = signal.signal(signal.SIGTERM, lambda *_: arrived.append(True))
-
-    def stop(number: int) -> bool:
-        if jax.process_count() > 1:
-            return multihost_utils.reached_preemption_sync_point(number)
-        return bool(arrived)
-
     try:
-        yield stop
+        yield lambda _: bool(arrived)
     finally:
         signal.signal(signal.SIGTERM, before)
