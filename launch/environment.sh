@@ -1,4 +1,14 @@
+# shellcheck shell=bash
 # Sourced by the launchers, in the repository's root: a Python, a virtual environment in .venv, the package in it.
+
+show() {  # a command as one would type it
+  local word
+  printf '+'
+  for word in "$@"; do
+    if [[ $word =~ ^[A-Za-z0-9_./:=,@+-]+$ ]]; then printf ' %s' "$word"; else printf ' %s' "${word@Q}"; fi
+  done
+  printf '\n'
+}
 
 find_python() {  # prints the first interpreter that fits: one the tests run on, else any that is new enough
   local fits candidate

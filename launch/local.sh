@@ -35,13 +35,13 @@ fi
 cd "$root"
 source launch/environment.sh
 source launch/report.sh
-install
+install ''
 python=.venv/bin/python
 run=runs/$(basename "$file" .py)
-platform=$(printf '%s\n' "$@" | grep -e '^--config.platform=' || true)
+mapfile -t platform < <(printf '%s\n' "$@" | grep -e '^--config.platform=' || true)
 for needed in $("$python" launch/prerequisites.py "$file"); do
   say "Train into runs/$needed, which $(basename "$file") starts from"
-  "$python" -m motus_jax.train --config="experiments/$needed.py" --workdir="runs/$needed.partial" $platform
+  "$python" -m motus_jax.train --config="experiments/$needed.py" --workdir="runs/$needed.partial" "${platform[@]}"
   mv "runs/$needed.partial" "runs/$needed"
 done
 

@@ -28,7 +28,7 @@ root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 cd "$root"
 source launch/environment.sh
 source launch/report.sh
-install
+install ''
 python=.venv/bin/python
 
 train() {  # experiment, run, flags

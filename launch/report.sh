@@ -1,5 +1,6 @@
+# shellcheck shell=bash
 # Sourced by the launchers: samples, evaluates and reports a trained run, unless that was done at its newest step.
-# Needs $python and $root.
+: "${python:?the interpreter}" "${root:?the repository}"
 
 say() { printf '\n== %s\n' "$*"; }
 
