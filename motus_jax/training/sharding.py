@@ -139,4 +139,6 @@ def check_batch(batch_size: int, accumulate: int, mesh: Mesh) -> None:
 def put_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
     """This process's examples as a global batch, split over (replica, fsdp)."""
     sharding = NamedSharding(mesh, BATCH)
-    return {name: jax.make_array_from_process_local_data(sharding, value) for name, value in batch.items()}
+    # Meant, though the transfer guard of the loop does not see it: with several processes JAX does not say so itself.
+    with jax.transfer_guard_host_to_device("allow"):
+        return {name: jax.make_array_from_process_local_data(sharding, value) for name, value in batch.items()}

@@ -15,7 +15,7 @@ from ml_collections import config_flags
 
 from motus_jax import cli, modes
 from motus_jax.data.contract import Affine, Contract
-from motus_jax.training import loop
+from motus_jax.training import hosts, loop
 
 B, T, A, WIDTH = 8, 4, 3, 64
 CONTRACT = Contract(
@@ -96,14 +96,19 @@ def make_data(config: ml_collections.ConfigDict, contracts: object = None) -> lo
         target = PICTURES[index, 0].reshape(-1)[: T * A].reshape(T, A).astype(np.float32) / 255
         return {"frames": PICTURES[index], "actions": target + np.float32(config.data.noise)}
 
+    def part(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """This host's examples."""
+        return {name: np.split(value, jax.process_count())[jax.process_index()] for name, value in batch.items()}
+
     source = grain.MapDataset.range(48).seed(config.seed).shuffle().repeat().map(example).batch(config.batch_size)
-    held_out = grain.MapDataset.range(48, 64).map(example).batch(config.batch_size)
+    source, held_out = source.map(part), grain.MapDataset.range(48, 64).map(example).batch(config.batch_size).map(part)
     batches = iter(source.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)))
     return loop.Data(batches, list(held_out), lambda: FRAMES, {"data": CONTRACT.to_json()})
 
 
 def main(argv: list[str]) -> None:
     cli.parse_flags(argv, __doc__)
+    hosts.join()
     sys.exit(0 if loop.train(CONFIG.value, flags.FLAGS.workdir, FakeSystem, make_data) else 143)
 
 
