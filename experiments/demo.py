@@ -79,6 +79,8 @@ def get_config() -> ml_collections.ConfigDict:
     config.checkpoint = ml_collections.ConfigDict({"every": 500, "keep": 2})
     config.log_every = 20
     config.validate_every = 500
+    config.stall_seconds = 900.0  # without a step, after which the stacks of all threads are written; 0: never
+    config.profile = ml_collections.ConfigDict({"first": 20, "steps": 0})  # steps that a profiler's trace is taken of
     return config
 
 

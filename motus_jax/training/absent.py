@@ -126,27 +126,8 @@ def lower(
     base = tree.overlay(sharding.targets(frozen, mesh, sharding.FROZEN_RULES), plan.base)
     with jax.set_mesh(mesh):
         traced = train_step.trace(plan.state, base, batch, key)
-        useful = model_operations(config, plan, base, batch, key)
+        useful = flops.of_training(SYSTEMS[config.system], config, plan.state["params"], base, batch, key)
         return Step(traced.lower(), plan, mesh, flops.operations(traced.jaxpr.jaxpr), useful)
-
-
-def model_operations(config: ml_collections.ConfigDict, plan: Plan, frozen: Any, batch: Any, key: Any) -> float:
-    """Operations that the gradient of one batch needs, over all devices: nothing is computed twice, whatever
-    `model.overrides.remat` says. What a step does per second of these, as a share of the peak, is its MFU.
-
-    Args:
-      frozen, batch, key: as of the step, arrays or shapes.
-    """
-    config = ml_collections.ConfigDict(config).copy_and_resolve_references()
-    if "overrides" in config.model:
-        with config.unlocked():
-            config.model.overrides.remat = "none"
-    system = SYSTEMS[config.system](config)
-
-    def loss(trained: tree.Tree, frozen: tree.Tree, batch: step.Batch, key: Any) -> Any:
-        return system.loss(tree.overlay(frozen, trained), frozen, batch, key)
-
-    return flops.count(jax.grad(loss, has_aux=True), plan.state["params"], frozen, batch, key)
 
 
 def measure(

@@ -4,8 +4,34 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import ml_collections
 import numpy as np
 from jax.extend import core
+
+from motus_jax.weights import tree
+
+
+def of_training(
+    make_system: Callable[[ml_collections.ConfigDict], Any], config: ml_collections.ConfigDict, *arguments: Any
+) -> float:
+    """Operations that the gradient of one batch needs. Nothing counts twice, whatever `model.overrides.remat` says.
+
+    What a device does per second of these, as a share of its peak, is its MFU.
+
+    Args:
+      make_system: the network of a config (`motus_jax.training.step.Trainable`).
+      arguments: trained parameters, what is not trained, batch and key, as arrays or shapes.
+    """
+    config = config.copy_and_resolve_references()
+    if "overrides" in config.model:
+        with config.unlocked():
+            config.model.overrides.remat = "none"
+    system = make_system(config)
+
+    def loss(trained: tree.Tree, frozen: tree.Tree, batch: Any, key: Any) -> Any:
+        return system.loss(tree.overlay(frozen, trained), frozen, batch, key)
+
+    return count(jax.grad(loss, has_aux=True), *arguments)
 
 
 def count(function: Callable[..., Any], *arguments: Any) -> float:

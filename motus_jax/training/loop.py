@@ -19,7 +19,8 @@ from motus_jax.data import run_path, storage
 from motus_jax.data.contract import Contract
 from motus_jax.data.features import Features
 from motus_jax.data.pipeline import Batches
-from motus_jax.training import checkpoint, frozen, initial, metrics, sharding, step, table
+from motus_jax.training import checkpoint, flops, frozen, initial, metrics, sharding, step, table, telemetry
+from motus_jax.training.chips import CHIPS
 from motus_jax.training.metrics import note
 from motus_jax.training.plan import Plan, make_plan
 from motus_jax.training.workdir import Files
@@ -58,6 +59,7 @@ class Run:
     config: ml_collections.ConfigDict
     mesh: Mesh
     data: Data
+    make_system: Callable[[ml_collections.ConfigDict], step.Trainable]
     supported_modes: tuple[str, ...]
     frozen: Any
     meta: checkpoint.Meta
@@ -70,6 +72,7 @@ class Run:
     files: Files
     ledger: metrics.Ledger
     progress: metrics.Progress
+    telemetry: telemetry.Telemetry
 
 
 def train(
@@ -135,9 +138,7 @@ def train(
             stack.callback(writer.close)
 
         run = Run(
-            config=config,
-            mesh=mesh,
-            data=data,
+            config=config, mesh=mesh, data=data, make_system=make_system,
             supported_modes=system.supported_modes,
             frozen=tree.overlay(outside, base),
             meta=checkpoint.make_meta(config, data.contracts, plan.params, kept, plan.optimizer.trained),
@@ -150,7 +151,8 @@ def train(
             files=files,
             ledger=ledger,
             progress=metrics.Progress(config.steps, config.batch_size, ledger, start),
-        )
+            telemetry=stack.enter_context(telemetry.Telemetry(config, files.folder, start, ledger)),
+        )  # fmt: skip
         return _loop(run, state, start, stack.enter_context(_sigterm()))
 
 
@@ -258,14 +260,17 @@ def _loop(run: Run, state: step.State, start: int, stop: Callable[[int], bool]) 
         note("  compiling the step")
         train_step = run.train_step.lower(state, run.frozen, batch, run.seed_key).compile()
     note(f"  compiled in {ledger.seconds['compile']:.1f} s")
+    _count_work(run, state, batch)
     note(f"Loop: steps {start + 1} to {config.steps}")
     validation_keys = list(jax.random.split(jax.random.fold_in(run.seed_key, VALIDATION), len(run.data.validation)))
     before = None
     with jax.transfer_guard("disallow"):
         for number in range(start + 1, config.steps + 1):
+            run.telemetry.before(number)
             with ledger.time("step"):
                 state, values = train_step(state, run.frozen, batch, run.seed_key)
                 run.curve.add(number, values)
+            run.telemetry.after(number, values)
             complete = number == config.steps
             last = complete or stop(number)
             if complete or number % config.log_every == 0:
@@ -290,6 +295,14 @@ def _loop(run: Run, state: step.State, start: int, stop: Callable[[int], bool]) 
     return complete
 
 
+def _count_work(run: Run, state: step.State, batch: Mapping[str, jax.Array]) -> None:
+    """Lets the progress know what a step computes, and what a device could."""
+    chip = CHIPS.get(run.mesh.devices.flat[0].device_kind)
+    work = flops.of_training(run.make_system, run.config, state["params"], run.frozen, batch, run.seed_key)
+    run.progress.operations, run.progress.peak = work / run.mesh.size, chip.peak if chip else 0.0
+    note(f"  {work / 1e12:.3g} x 10^12 operations a step")
+
+
 def _next_batch(run: Run) -> dict[str, jax.Array]:
     return sharding.put_batch(next(run.data.batches), run.mesh)
 
@@ -299,7 +312,8 @@ def _report(run: Run, number: int, written: tuple[int, dict[str, float]] | None)
     if written is None:
         return
     speed = run.progress.report(number)
-    run.writer.timing(number, {**speed, "seconds": run.ledger.report(), **_data_report(run, number)})
+    kept = {**speed, "seconds": run.ledger.report(), **run.telemetry.report(number), **_data_report(run, number)}
+    run.writer.timing(number, kept)
     note(run.progress.line(*written, speed))
 
 
@@ -342,10 +356,12 @@ def _save(run: Run, number: int, state: step.State) -> None:
 
 
 def _farewell(run: Run, number: int, complete: bool) -> None:
-    report = run.ledger.report()
-    run.writer.timing(number, {"seconds": report, "finished": complete})
+    report, watched = run.ledger.report(), run.telemetry.report(number)
+    run.writer.timing(number, {"seconds": report, "finished": complete, **watched})
     spent = ", ".join(f"{name} {seconds:.1f}" for name, seconds in report.items())
     note(f"seconds: {spent}")
+    since = watched["run"]
+    note(f"goodput: {since['goodput']:.0%} of the {since['wall']:.0f} s since the run began went into steps that count")
     if complete:
         note(f"trained to step {number}")
     else:

@@ -201,7 +201,15 @@ class Ledger:
 
 
 class Progress:
-    """Speed since the last report, and the progress line."""
+    """Speed since the last report, and the progress line.
+
+    Attributes:
+      operations: that one step needs on each device; 0: not known.
+      peak: operations a second of a device; 0: not known.
+    """
+
+    operations = 0.0
+    peak = 0.0
 
     def __init__(self, total_steps: int, batch_size: int, ledger: Ledger, start_step: int) -> None:
         self._total, self._batch, self._ledger = total_steps, batch_size, ledger
@@ -226,7 +234,13 @@ class Progress:
             "rss_gib": current_rss_gib(),
             "peak_rss_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
             "eta_seconds": per_step * (self._total - step),
-        }
+        } | self._work(per_step)
+
+    def _work(self, per_step: float) -> dict[str, float]:
+        if not self.operations:
+            return {}
+        rate = self.operations / per_step
+        return {"tflops_per_device": rate / 1e12} | ({"mfu": rate / self.peak} if self.peak else {})
 
     def line(self, step: int, means: Mapping[str, float], speed: Mapping[str, float]) -> str:
         """The progress line: losses of the window that ended at `step`, and the speed now."""
@@ -234,11 +248,12 @@ class Progress:
             f"{k} {v:.4f}" for k, v in means.items() if k == "loss" or k in ("loss/video", "loss/action")
         )
         minutes, seconds = divmod(round(speed["eta_seconds"]), 60)
+        utilised = f"MFU {speed['mfu']:.1%}  " if "mfu" in speed else ""
         return (
             f"step {step}/{self._total} ({step / self._total:.0%})  {losses}  "
             f"{speed['examples_per_second']:.1f} examples/s  {speed['seconds_per_step']:.3f} s/step  "
             f"data wait {speed['data_wait_share']:.0%}  memory {speed['rss_gib']:.2f} GiB  "
-            f"eta {minutes // 60}:{minutes % 60:02d}:{seconds:02d}"
+            f"{utilised}eta {minutes // 60}:{minutes % 60:02d}:{seconds:02d}"
         )
 
 

@@ -16,8 +16,8 @@ from motus_jax.data.remote_path import RemotePath
 from motus_jax.data.run_path import Home
 from motus_jax.errors import UserError
 
-GROWING = ("metrics.jsonl", "timing.jsonl", "quarantine.*.jsonl", "tensorboard/*")
-"""Files that a run appends to."""
+GROWING = ("metrics.jsonl", "timing.jsonl", "attempts.json", "quarantine.*.jsonl", "tensorboard/*")
+"""Files that a run goes on writing."""
 
 
 def local_out(home: Home, out: "str | None") -> pathlib.Path:

@@ -42,7 +42,7 @@ def get_config() -> ml_collections.ConfigDict:
             "trained": (), "frozen": ("video/fixed/.*",), "frozen_dtype": "float32",
         },
         "mesh": {"replica": 1, "fsdp": -1, "tensor": 1},
-        "checkpoint": {"every": 5, "keep": 2},
+        "checkpoint": {"every": 5, "keep": 2}, "stall_seconds": 0.0, "profile": {"first": 1, "steps": 0},
     })  # fmt: skip
 
 
