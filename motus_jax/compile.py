@@ -33,13 +33,14 @@ def main(argv: Sequence[str]) -> None:
     slices = flags.DEFINE_integer("num_slices", 1, "of a TPU, joined by the data-centre network", lower_bound=1)
     pixels = flags.DEFINE_bool("pixels", False, "batches hold pixels and text, and the encoders run in the step")
     out = flags.DEFINE_string("out", None, "JSON file of the result")
+    text = flags.DEFINE_string("program", None, "file for the compiled program's text")
     cli.parse_flags(argv, __doc__)
     for name, value in (("config", config_flag.value), ("topology", topology.value)):
         if value is None:
             raise UserError(f"--{name} is missing: expected e.g. --config=experiments/phase2.py --topology=v5p:2x2x4")
     chips = absent.devices(topology.value, slices.value)
     print(f"compiling for {len(chips)} x {chips[0].device_kind}: minutes at full size", file=sys.stderr, flush=True)
-    found = absent.measure(config_flag.value, chips, features=not pixels.value)
+    found = absent.measure(config_flag.value, chips, features=not pixels.value, text=text.value)
     print(describe(found))
     if out.value:
         pathlib.Path(out.value).write_text(json.dumps(found, indent=1) + "\n")

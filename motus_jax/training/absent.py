@@ -6,6 +6,7 @@ TPUs need `pip install libtpu`, GPUs JAX's CUDA plugin; neither needs its chip.
 import dataclasses
 import math
 import os
+import pathlib
 import re
 import time
 from collections.abc import Mapping, Sequence
@@ -131,9 +132,14 @@ def lower(
 
 
 def measure(
-    config: ml_collections.ConfigDict, chips: Sequence[jax.Device], *, features: bool, mesh: Mesh | None = None
-) -> dict[str, Any]:
+    config: ml_collections.ConfigDict, chips: Sequence[jax.Device], *, features: bool, mesh: Mesh | None = None,
+    text: str | None = None,
+) -> dict[str, Any]:  # fmt: skip
     """Compiles one step.
+
+    Args:
+      features, mesh: see `lower`.
+      text: file that receives the program's text.
 
     Returns:
       JSON: the devices and the mesh; bytes of one device by what they are for, or how much is missing; operations;
@@ -187,7 +193,10 @@ def measure(
     if not found["fits"]:
         found["limit_bytes"] = round(limit * (1 - RESERVED))
         return found | {"advice": advice(found)}
-    read = program.Program(compiled.as_text(), per_slice)
+    written = compiled.as_text()
+    if text:
+        pathlib.Path(text).write_text(written)
+    read = program.Program(written, per_slice)
     collectives = read.collectives()
     found["collectives"] = program.by_kind(collectives)
     found["memory_traffic_bytes"] = read.memory_traffic()

@@ -6,11 +6,12 @@ version, config, contracts, names and shapes of the parameters, the open window 
 beside them in `workdir/frozen` and `workdir/base`, once for all steps (`motus_jax.training.frozen`).
 """
 
+import contextlib
 import dataclasses
 import fnmatch
 import importlib.metadata
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -115,14 +116,35 @@ class Checkpoints:
 
         Args:
           data: the grain iterator; its position must be that of the first batch after `step`.
+
+        Raises:
+          UserError: this save, or the one that was running, cannot be written.
         """
         parts = {"state": state, "data": data, "meta": meta}
-        if self._orbax.save_checkpointables_async(step, parts, force=True) is None:
-            raise RuntimeError(f"Orbax refused to save step {step}")
+        with self._writing():
+            if self._orbax.save_checkpointables_async(step, parts, force=True) is None:
+                raise RuntimeError(f"Orbax refused to save step {step}")
 
     def wait(self) -> None:
-        """Waits until the last save is complete."""
-        self._orbax.wait()
+        """Waits until the last save is complete.
+
+        Raises:
+          UserError: it cannot be written.
+        """
+        with self._writing():
+            self._orbax.wait()
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # Orbax and tensorstore raise many types where a disk is full or read-only
+            reason = " ".join(str(error).split())[:300]
+            kept = ", ".join(map(str, self._steps())) or "none"
+            raise UserError(
+                f"{self._root}: a checkpoint could not be written ({type(error).__name__}: {reason}); complete ones:"
+                f" {kept}. Make room, or allow writing, and run the same command again"
+            ) from error
 
     def latest_meta(self) -> Meta | None:
         """The meta of the newest checkpoint that has a readable one; None if there is no checkpoint.
