@@ -9,6 +9,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from motus_jax.models import placement
 from motus_jax.models.action_expert import ActionBlock
 from motus_jax.models.config import MotusConfig
 from motus_jax.models.layers import attention
@@ -68,7 +69,7 @@ class JointLayer(nn.Module):
         Returns:
           The streams, and, if `trace`, the intermediates of the golden files by name.
         """
-        c = conditions
+        c, x = conditions, Streams(*map(placement.by_example, x))
         parts = (
             self.video.qkv(x.video, c.video_time, c.rope),
             self.action.qkv(x.action, c.action_time),

@@ -13,6 +13,8 @@ import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float
 
+from motus_jax.models import placement
+
 Dtype = jnp.dtype | str
 Initializer = Callable[..., Array]
 
@@ -44,7 +46,7 @@ class Dense(nn.Module):
         kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features))
         rows = math.prod(x.shape[:-1])  # -1 would not do: a stream may have no tokens
         x2 = x.reshape(rows, x.shape[-1]).astype(self.dtype)
-        y = x2 @ kernel.astype(self.dtype)
+        y = x2 @ placement.whole(kernel, self.dtype)
         if self.has_variable("params", ADAPTERS[0]):
             a, b = (self.get_variable("params", name).astype(self.dtype) for name in ADAPTERS)
             y = y + x2 @ a @ b

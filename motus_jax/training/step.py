@@ -124,9 +124,12 @@ def compiler_options(platform: str | None = None) -> dict[str, int] | None:
     """XLA's options for the functions of a run on a platform, by default the one that JAX has chosen.
 
     On CPUs the default level 3 compiles for half as long again as level 2 (22 s and 15 s for the demo's gradient on two
-    cores) and the program is no faster.
+    cores) and the program is no faster. On TPUs sums of gradients are left whole: cut into one product for each device,
+    as XLA does above this many MiB, they read activations again and again.
     """
-    return {"xla_backend_optimization_level": 2} if (platform or jax.default_backend()) == "cpu" else None
+    options = {"cpu": {"xla_backend_optimization_level": 2},
+               "tpu": {"xla_jf_spmd_threshold_for_windowed_einsum_mib": 1_000_000}}  # fmt: skip
+    return options.get(platform or jax.default_backend())
 
 
 def _gradients(
