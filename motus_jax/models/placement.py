@@ -62,7 +62,8 @@ def _forward(weight: Array, dtype: Any, own: Any, spec: PartitionSpec) -> tuple[
 
 def _backward(dtype: Any, own: Any, spec: PartitionSpec, _: None, gradient: Array) -> tuple[Array]:
     del dtype
-    return (jax.lax.with_sharding_constraint(gradient.astype(own), spec),)
+    # The other way round the sum over devices would not be seen to keep only a part of each.
+    return (jax.lax.with_sharding_constraint(gradient, spec).astype(own),)
 
 
 _gathered.defvjp(_forward, _backward)
