@@ -91,7 +91,7 @@ def test_two_processes_make_the_run_of_one(tmp_path):
     assert_same_run(tmp_path / "two", tmp_path / "one")
 
 
-@pytest.mark.thorough
+@pytest.mark.heavy
 def test_two_processes_make_the_run_of_one_with_the_real_model(tmp_path):
     """Each host reads its half of every batch of a dataset; the run goes on with another number of hosts."""
     dataset = lerobot_fixture.write(tmp_path / "dataset")
