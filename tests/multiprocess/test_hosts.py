@@ -81,6 +81,7 @@ def assert_same_run(ours, theirs):
         np.testing.assert_allclose(leaf, flat[1][path], rtol=1e-4, atol=1e-6, err_msg=path)
 
 
+@pytest.mark.thorough
 def test_two_processes_make_the_run_of_one(tmp_path):
     """Losses of training and validation, and the checkpoint; only process 0 tells the story."""
     command = [*FAKE, "--config.steps=12"]
@@ -104,6 +105,7 @@ def test_two_processes_make_the_run_of_one_with_the_real_model(tmp_path):
     assert_same_run(tmp_path / "two", tmp_path / "one")
 
 
+@pytest.mark.thorough
 def test_sigterm_on_one_host_stops_both_after_saving(tmp_path):
     """The notice of a preemption reaches one host; the same command goes on."""
     command = [*FAKE, "--config.steps=100000", "--config.checkpoint.every=90000", "--config.validate_every=0"]

@@ -100,6 +100,7 @@ def test_the_progress_says_what_share_of_the_peak_is_used():
     assert f"MFU {speed['mfu']:.1%}  eta" in progress.line(3, {"loss": 1.0}, speed)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("remat", ["none", "full"])
 def test_operations_of_the_full_width_model_are_those_that_the_compiler_counts(remat):
     """Two layers of it, unrolled, since XLA counts the body of a scan once. Nothing is compiled."""
