@@ -36,6 +36,7 @@ class Robot:
 # Modules that define ROBOT; imported when asked for, each needs its own simulator packages.
 MODULES = {
     "aloha": "motus_jax.robots.rollout",
+    "aloha_disturbed": "motus_jax.robots.disturbed",
     "aloha_motion": "motus_jax.robots.motion",
     "sawyer": "motus_jax.robots.sawyer",
 }

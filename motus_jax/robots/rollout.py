@@ -1,5 +1,7 @@
 """Episodes of the scripted expert at the dataset's rate, and the replay of recorded actions."""
 
+from collections.abc import Callable
+
 import numpy as np
 from jaxtyping import Float
 
@@ -27,8 +29,15 @@ def follow(world: Aloha, previous: np.ndarray, target: np.ndarray, hz: float) ->
         world.step(previous + (target - previous) * (tick / ticks))
 
 
-def record_expert(name: str, seed: np.random.SeedSequence) -> Episode:
-    """Plays the expert once from a start drawn from `seed`; ends `ROWS_AFTER_SUCCESS` rows after lasting success."""
+def record_expert(
+    name: str,
+    seed: np.random.SeedSequence,
+    executed: Callable[[Float[np.ndarray, "14"]], Float[np.ndarray, "14"]] = lambda target: target,
+) -> Episode:
+    """Plays the expert once from a start drawn from `seed`; ends `ROWS_AFTER_SUCCESS` rows after lasting success.
+
+    `executed` makes of the expert's target, which is recorded, the one that the arms follow.
+    """
     world, instruction = tasks.reset(name, np.random.default_rng(seed))
     states, actions, pictures = [], [], []
     previous = world.state()
@@ -39,8 +48,9 @@ def record_expert(name: str, seed: np.random.SeedSequence) -> Episode:
         actions.append(target)
         if held > ROWS_AFTER_SUCCESS:
             break
-        follow(world, previous, target, tasks.PLAN_HZ)
-        previous = target
+        reached = executed(target)
+        follow(world, previous, reached, tasks.PLAN_HZ)
+        previous = reached
         held = held + 1 if tasks.succeeded(name, world) else 0
     frames = {camera: np.stack([row[camera] for row in pictures]) for camera in pictures[0]}
     success = held > 0 or not tasks.task(name).stages
