@@ -6,15 +6,15 @@ import pathlib
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(pathlib.Path(__file__).parent.parent / ".jax_cache"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
-LEVEL = "xla_backend_optimization_level"
 # Tests compile much and run it once: what XLA optimizes least is done a third sooner. Commands that tests start as
 # processes of their own compile what they train as users do.
-os.environ["XLA_FLAGS"] = f"--{LEVEL}=0 {os.environ.get('XLA_FLAGS', '')}"
+os.environ["XLA_FLAGS"] = f"--xla_backend_optimization_level=0 {os.environ.get('XLA_FLAGS', '')}"
 
 import pytest
 
 from motus_jax import compiler
 
+LEVEL = "xla_backend_optimization_level"
 _options = compiler.options
 
 
