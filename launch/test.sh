@@ -9,6 +9,7 @@ Checks the style and runs the tests.
   launch/test.sh                        the fast suite, on two processes
   launch/test.sh tests/test_modes.py    pytest's arguments, passed on
   launch/test.sh -m thorough            tests that compile much; .ci/run runs them with the rest
+  launch/test.sh -m compiler            the 8B step for TPUs that are not there (pip install 'libtpu==0.0.42.*')
   launch/test.sh -m heavy               minutes of compute
   launch/test.sh -m simulator           needs the simulator extra (README)
 

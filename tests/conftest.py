@@ -31,3 +31,11 @@ GOLDEN = pathlib.Path(__file__).parent / "golden"
 @pytest.fixture(scope="session")
 def golden_dir() -> pathlib.Path:
     return GOLDEN
+
+
+@pytest.fixture(scope="module")
+def compiled_as_commands_do():
+    """For modules that compare with a process of its own bit by bit."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compiler, "options", _options)
+        yield

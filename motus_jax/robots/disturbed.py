@@ -14,8 +14,8 @@ from motus_jax.robots import rollout
 from motus_jax.robots.aloha import ARM_JOINTS
 from motus_jax.robots.episode import Episode
 
-PUSH = 0.05
-"""Standard deviation of the push on every joint of an arm, rad: some three centimetres at the hand."""
+PUSH = 0.02
+"""Standard deviation of the push on every joint of an arm, rad: some one centimetre at the hand."""
 MEMORY = 0.8
 """Correlation of the push with that of the row before."""
 

@@ -22,6 +22,7 @@ from motus_jax.models.system import System
 
 REPOSITORY = feature_setting.TESTS.parent
 BLOCK = 16
+pytestmark = pytest.mark.usefixtures("compiled_as_commands_do")
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +72,7 @@ def test_simulated_hosts_write_the_same_bytes(config, whole, tmp_path):
 
 
 def environment(devices):
-    flags = f"--xla_force_host_platform_device_count={devices}"
+    flags = f"--xla_force_host_platform_device_count={devices} {os.environ['XLA_FLAGS']}"
     return os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, "PYTHONPATH": str(REPOSITORY)}
 
 

@@ -60,7 +60,7 @@ def test_bad_arguments_are_refused(fake_robot, tmp_path, arguments, message):
 
 
 def test_unknown_robot(tmp_path):
-    with pytest.raises(UserError, match="robot 'hal': expected one of aloha, aloha_motion, sawyer"):
+    with pytest.raises(UserError, match="robot 'hal': expected one of aloha, aloha_disturbed, aloha_motion, sawyer"):
         record.main(["record", "--robot=hal", f"--out={tmp_path / 'set'}"])
 
 

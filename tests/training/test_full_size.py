@@ -1,0 +1,58 @@
+"""The 8B step of phase 2 compiles for TPU slices that are not there, fits, and needs what docs/tpu.md says."""
+
+import importlib.util
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+from benchmarks import tpu_table
+
+REPOSITORY = pathlib.Path(__file__).parents[2]
+COMMITTED = json.loads((REPOSITORY / tpu_table.OUT).read_text())["rows"]
+
+pytestmark = [
+    pytest.mark.compiler,
+    pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="pip install 'libtpu==0.0.42.*'"),
+]
+
+
+@pytest.mark.parametrize("name", ["phase 2, v5litepod-64", "phase 2, v5p-32"])
+def test_the_step_fits_and_is_the_one_of_the_table(tmp_path, name):
+    expected, (topology, slices) = COMMITTED[name], tpu_table.SLICES[tpu_table.ROWS[name].slice]
+    command = [sys.executable, "-m", "motus_jax.compile", "--config=experiments/phase2.py", f"--topology={topology}",
+               f"--num_slices={slices}", f"--out={tmp_path / 'found.json'}"]  # fmt: skip
+    # A cached program would tell nothing of the compiler.
+    environment = {**os.environ, "JAX_ENABLE_COMPILATION_CACHE": "false"}
+    done = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert found["fits"]
+    assert (found["batch_size"], found["devices"]) == (256, expected["devices"])
+    assert found["trained_parameters"] == 5_892_690_638
+    assert found["operations"] == pytest.approx(expected["operations"], rel=0.01)
+    # The compiler's own choices, which may differ a little between its versions.
+    assert found["used_bytes"] == pytest.approx(expected["used_bytes"], rel=0.05)
+    for kind, row in expected["collectives"].items():
+        assert found["collectives"][kind]["slice_bytes"] == pytest.approx(row["slice_bytes"], rel=0.05)
+    assert f"memory of one device, GiB\n  argument     {found['argument_bytes'] / 2**30:8.2f}" in done.stdout
+
+
+def test_the_program_is_as_long_at_any_depth():
+    """Layers are scanned: what is handed to the compiler does not grow with them."""
+    script = """
+from experiments import phase2
+from motus_jax.training import absent
+chips = absent.devices("v5p:2x2x4")
+for depth in (2, 30):
+    config = phase2.get_config()
+    config.model.overrides.depth = depth
+    print(len(absent.lower(config, chips, features=True).lowered.as_text().splitlines()))
+"""
+    done = subprocess.run([sys.executable, "-c", script], cwd=REPOSITORY, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    shallow, deep = map(int, done.stdout.split())
+    assert shallow == deep
