@@ -22,7 +22,6 @@ from motus_jax.models.system import System
 
 REPOSITORY = feature_setting.TESTS.parent
 BLOCK = 16
-pytestmark = pytest.mark.usefixtures("compiled_as_commands_do")
 
 
 @pytest.fixture(scope="module")

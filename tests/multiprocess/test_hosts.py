@@ -29,6 +29,7 @@ PATIENCE = 400
 def variables(devices, **more):
     """One thread a process."""
     flags = f"--xla_force_host_platform_device_count={devices} --xla_cpu_multi_thread_eigen=false"
+    flags += f" {os.environ['XLA_FLAGS']}"
     fixed = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, "PYTHONPATH": str(REPOSITORY), "PYTHONUNBUFFERED": "1"}
     return os.environ | fixed | more
 

@@ -28,6 +28,7 @@ STEPS = 60
 def environment(cache=None, devices=1):
     """One thread and the same compiled programs for all, so that the same program gives the same bits."""
     xla = f"--xla_force_host_platform_device_count={devices} --xla_cpu_multi_thread_eigen=false"
+    xla += f" {os.environ['XLA_FLAGS']}"
     variables = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": xla, "PYTHONPATH": str(REPOSITORY)}
     if cache:
         variables |= {"JAX_COMPILATION_CACHE_DIR": str(cache), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}

@@ -58,7 +58,7 @@ for count in map(int, sys.argv[1:]):
         places = whole, NamedSharding(mesh, sharding.BATCH), whole
         given = placed, *jax.device_put((frozen, batch, jax.random.key(1)), places)
         traced = jax.jit(step, out_shardings=(whole, sharding.tree_shardings(params, mesh))).trace(*given)
-        compiled = traced.lower().compile({"xla_backend_optimization_level": 2})
+        compiled = traced.lower().compile()
         loss, gradient = compiled(*given)
         norms = {path: float(jnp.linalg.norm(leaf)) for path, leaf in tree.flatten(gradient).items()}
         moved = by_kind(Program(compiled.as_text()).collectives())
@@ -71,8 +71,8 @@ for count in map(int, sys.argv[1:]):
 def found(request):
     """Devices -> what one gradient of a small model gives, and what its experts move; a batch of 8 in all."""
     counts = request.param
-    variables = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu",
-                 "PYTHONPATH": str(REPOSITORY)}  # fmt: skip
+    xla = f"--xla_force_host_platform_device_count=8 {os.environ['XLA_FLAGS']}"
+    variables = {"XLA_FLAGS": xla, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(REPOSITORY)}
     done = subprocess.run([sys.executable, "-c", SCRIPT, *map(str, counts)], env=os.environ | variables,
                           capture_output=True, text=True)  # fmt: skip
     assert done.returncode == 0, done.stderr

@@ -18,7 +18,6 @@ from motus_jax.weights import tree
 
 REPOSITORY = pathlib.Path(__file__).parents[2]
 FAKE = [sys.executable, str(pathlib.Path(__file__).with_name("fake_run.py"))]
-pytestmark = pytest.mark.usefixtures("compiled_as_commands_do")
 
 
 @pytest.fixture(scope="module")

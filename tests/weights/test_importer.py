@@ -297,7 +297,7 @@ def test_eight_devices(tmp_path):
     shallow = {"depth": 2}
     tensors = public_tensors("motus_stage3", variant="demo", overrides=shallow)
     save_file(tensors, tmp_path / "x.safetensors")
-    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+    environment = os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count=8 {os.environ['XLA_FLAGS']}"}
     command = [sys.executable, "-c", EIGHT, tmp_path / "x.safetensors", tmp_path / "workdir", tmp_path / "x.npz"]
     subprocess.run(command, env=environment, check=True)
     config = get_variant("demo", shallow)
