@@ -1,4 +1,4 @@
-"""Package metadata: `pip install -e .` for training and sampling; extras `serve`, `test`, `simulator`, `benchmark`."""
+"""Package metadata: `pip install -e .` for training and sampling; extras `serve`, `viewer`, `test`, `simulator`, ..."""
 
 from setuptools import find_packages, setup
 
@@ -42,6 +42,7 @@ EXTRAS = {
     # gym-aloha and metaworld pin older simulators than they need; install both with --no-deps (README, "Simulator").
     "simulator": ["mujoco==3.8.1", "gymnasium>=1.0", "packaging", "imageio", "scikit-video==1.1.11"],
     "benchmark": ["torch>=2.6"],
+    "viewer": ["rerun-sdk>=0.41"],
     # What tests/parity compares with. On Linux without a GPU take PyTorch's CPU build first (README, "Tests").
     "parity": ["torch>=2.6", "transformers>=5.23", "diffusers>=0.42"],
 }

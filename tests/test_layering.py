@@ -15,7 +15,7 @@ FLOORS = {
     "models": 1,
     **dict.fromkeys(("weights", "data", "sampling"), 2),
     **dict.fromkeys(("training", "robots", "evaluation"), 3),
-    **dict.fromkeys(("train", "sample", "evaluate", "convert", "compile", "serve"), TOP),
+    **dict.fromkeys(("train", "sample", "evaluate", "convert", "compile", "serve", "view"), TOP),
 }
 """Floor of every module and folder directly in the package. A module with a `main` is a command: it stands on top."""
 
