@@ -25,6 +25,7 @@ from motus_jax.models.system import System
 from motus_jax.modes import MODES, get_mode
 from motus_jax.sample import open_dataset
 from motus_jax.sampling.sampler import make_sampler
+from motus_jax.train import set_up_jax
 from motus_jax.training.checkpoint import Loaded, load_for_inference
 
 
@@ -64,6 +65,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 def main(argv: Sequence[str]) -> None:
     """Runs the command."""
     arguments = parse(argv)
+    set_up_jax(platform="")
     loaded = load_for_inference(arguments.workdir, arguments.step)
     contract = Contract.from_json(loaded.contract(arguments.source))
     dataset = open_dataset(loaded, contract, arguments)

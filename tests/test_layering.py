@@ -21,7 +21,7 @@ FLOORS = {
 
 SOURCES = {
     path: ast.parse(path.read_text())
-    for folder in ("motus_jax", "motus_jax_client", "experiments", "tests", "benchmarks")
+    for folder in ("motus_jax", "motus_jax_client", "experiments", "examples", "tests", "benchmarks")
     for path in sorted((REPOSITORY / folder).rglob("*.py"))
 }
 
@@ -89,7 +89,7 @@ def test_no_other_framework():
     assert not found
 
 
-@pytest.mark.parametrize("folder", ["motus_jax", "motus_jax_client", "experiments", "tests", "benchmarks"])
+@pytest.mark.parametrize("folder", ["motus_jax", "motus_jax_client", "experiments", "examples", "tests", "benchmarks"])
 def test_files_and_functions_are_short(folder):
     found = []
     for path, tree in SOURCES.items():

@@ -195,7 +195,8 @@ def _times(seen: Seen) -> str:
             _mean_error(seen, calls, "video"),
         ])  # fmt: skip
         series[mode.replace("_", " ")] = list(zip((float(seen.times[call.row]) for call in calls), waited.tolist()))
-    head = ["Mode", "Calls", "Median, ms", "95 %, ms", "Longest, ms", "Mean action error", "Mean video error, of 255"]
+    errors = ["Mean action error, own units", "Mean video error, of 255"]
+    head = ["Mode", "Calls", "Median, ms", "95 %, ms", "Longest, ms", *errors]
     chart = charts.line_chart("Milliseconds of each call", series, x_label="asked at, seconds")
     text = "<p>One example at a time, from arrays in memory to the answer in memory, everything compiled before.</p>"
     content = f'{text}{page.table(head, rows)}<div class="grid two" style="margin-top:18px">{chart}</div>'

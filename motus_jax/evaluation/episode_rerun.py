@@ -32,8 +32,9 @@ def write(path: pathlib.Path, seen: Seen) -> None:
     except ImportError as error:
         raise UserError("--rerun needs the viewer extra: pip install -e '.[viewer]'") from error
     partial = path.with_name(f"{path.name}.partial")
-    with rerun.RecordingStream("motus_jax", recording_id=seen.title) as stream:
+    with rerun.RecordingStream("motus_jax") as stream:
         stream.save(str(partial))
+        stream.send_recording_name(seen.title)
         stream.log("instruction", rerun.TextDocument(seen.instruction), static=True)
         _real(rerun, stream, seen)
         for mode in seen.calls:

@@ -99,8 +99,8 @@ class Robot:
 
     def __init__(self, ros2, port, **parameters):
         cameras = ["top=/top/image_raw", "wrist=/wrist/image_raw"]
-        monkey = {"server": f"ws://127.0.0.1:{port}", "cameras": cameras, "instruction": "lift"} | parameters
-        Node.parameters = monkey
+        own = {"server": f"ws://127.0.0.1:{port}", "cameras": cameras, "instruction": "lift", "timeout": 20.0}
+        Node.parameters = own | parameters
         self.node = ros2.PolicyNode()
         ((self.period, self.tick),) = self.node.timers_
 
@@ -233,14 +233,17 @@ def test_an_answer_to_what_is_long_past_is_not_published(robot):
     assert len(one.said()[3]) == 1, "it holds"
 
 
-def test_a_refusing_or_silent_server_is_told_of_and_the_robot_holds(robot):
-    one = robot(timeout=0.2)
+def test_a_refusing_server_is_told_of(robot):
+    one = robot()
     one.hear(state=(float("nan"), 1.0))
     one.tick()
     one.wait()
     assert "not finite" in one.node.warnings[-1]
+
+
+def test_a_silent_server_is_told_of_and_the_robot_holds(robot):
+    one = robot(timeout=0.2)
     one.policy.seconds = 1.0
-    one.node._holds = False
     one.hear()
     one.tick()
     one.wait()
