@@ -16,7 +16,7 @@ from motus_jax.evaluation import charts, page
 from motus_jax.evaluation.episode import Call, Seen, action_error, video_error
 from motus_jax.evaluation.held_out import OPEN_FRACTION
 
-SMALLEST_WIDTH = 210
+SMALLEST_WIDTH = 160
 """Pixels to which small pictures are enlarged, by a whole factor."""
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 420, 190, 46, 412, 10, 158
 """Of a plot, and of the axes in it."""
@@ -25,7 +25,8 @@ STYLE = """
 .films { display: flex; flex-wrap: wrap; gap: 16px; margin: 18px 0 8px; }
 .films figure { flex: 0 0 auto; }
 .film { background-repeat: no-repeat; border-radius: 10px; background-color: #111418; }
-.sliders { display: grid; grid-template-columns: auto 1fr 9em; gap: 8px 14px; align-items: center; max-width: 760px; }
+.sliders { display: grid; grid-template-columns: auto 1fr 9em; gap: 8px 14px; align-items: center; max-width: 760px;
+  margin-top: 16px; }
 .sliders output { font-variant-numeric: tabular-nums; color: var(--soft); }
 .choice { display: flex; flex-wrap: wrap; gap: 6px 18px; margin: 12px 0; align-items: center; }
 .chart .real { fill: none; stroke: var(--text); stroke-width: 1.8; }
@@ -35,7 +36,7 @@ STYLE = """
 .chart .now { stroke: var(--soft); stroke-dasharray: 3 3; }
 [hidden] { display: none !important; }
 button { font: inherit; border: 1px solid var(--line); background: var(--card); color: var(--text);
-  border-radius: 99px; padding: 2px 14px; cursor: pointer; }
+  border-radius: 99px; padding: 2px 14px; cursor: pointer; justify-self: start; }
 """
 
 SCRIPT = """
@@ -111,11 +112,12 @@ def _future(seen: Seen, videos: Sequence[str]) -> str:
         '<div class="sliders"><label for="moment">asked at</label>'
         f'<input type="range" id="moment" min="0" max="{len(seen.clips) - 1}" value="0"><output id="at"></output>'
         '<label for="ahead">and then</label>'
-        f'<input type="range" id="ahead" min="0" max="{count - 1}" value="0"><output id="after"></output></div>'
+        f'<input type="range" id="ahead" min="0" max="{count - 1}" value="0"><output id="after"></output>'
+        '<button id="play">play</button></div>'
     )
     text = "<p>What happened, and what each mode imagined at that moment of what was to come.</p>"
     films = f'<div class="films">{"".join(cells)}</div>'
-    return page.section("future", "Imagined and real", f'{text}{films}{sliders}<p><button id="play">play</button></p>')
+    return page.section("future", "Imagined and real", text + sliders + films)
 
 
 def _actions(seen: Seen, acting: Sequence[str]) -> str:
