@@ -13,6 +13,7 @@ the tolerance. Exits with 1 if anything was lost, mixed, wrong or refused.
 import asyncio
 import contextlib
 import dataclasses
+import itertools
 import json
 import pathlib
 import re
@@ -27,7 +28,7 @@ from typing import Any
 import numpy as np
 from absl import flags
 from jaxtyping import Float
-from websockets.asyncio.client import connect
+from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import WebSocketException
 
 from benchmarks.machine import cores, describe
@@ -177,10 +178,13 @@ async def drive(
 ) -> Found:
     """All clients at once, each asking its questions in turns until the time is over; then each hears its last answer.
 
+    The time begins when all are connected; one that is not let in counts as `lost`, and the others ask without it.
+
     Args:
       look: called ten times, evenly over the time.
     """
     found, answers = Found(), np.stack([question.expected for own in asked for question in own])
+    opened = await asyncio.gather(*(_open(address) for _ in asked), return_exceptions=True)
     until = time.monotonic() + seconds
 
     async def watch() -> None:
@@ -188,25 +192,33 @@ async def drive(
             await asyncio.sleep(seconds / 10)
             look()
 
-    await asyncio.gather(watch(), *(_client(address, own, answers, until, found) for own in asked))
+    clients = [_client(socket, own, answers, until, found) for socket, own in zip(opened, asked)]
+    await asyncio.gather(watch(), *clients)
     return found
 
 
+async def _open(address: str) -> ClientConnection:
+    socket = await connect(address, compression=None, max_size=None, open_timeout=PATIENCE)
+    await socket.recv()
+    return socket
+
+
 async def _client(
-    address: str, own: Sequence[Question], answers: Float[np.ndarray, "n T A"], until: float, found: Found
-) -> None:
-    count = 0
+    socket: ClientConnection | BaseException, own: Sequence[Question], answers: Float[np.ndarray, "n T A"],
+    until: float, found: Found,
+) -> None:  # fmt: skip
     try:
-        async with connect(address, compression=None, max_size=None, open_timeout=PATIENCE) as socket:
-            await socket.recv()
-            while time.monotonic() < until:
-                question = own[count % len(own)]
-                count += 1
-                started = time.monotonic()
-                await socket.send(question.frame)
-                reply = await asyncio.wait_for(socket.recv(), PATIENCE)
-                found.seconds.append(time.monotonic() - started)
-                _judge(reply, question, answers, found)
+        if isinstance(socket, BaseException):
+            raise socket
+        for question in itertools.cycle(own):
+            started = time.monotonic()
+            await socket.send(question.frame)
+            reply = await asyncio.wait_for(socket.recv(), PATIENCE)
+            found.seconds.append(time.monotonic() - started)
+            _judge(reply, question, answers, found)
+            if time.monotonic() >= until:
+                break
+        await socket.close()
     except (OSError, TimeoutError, WebSocketException) as error:
         found.lost += 1
         print(f"{own[0].name}: {type(error).__name__}: {error}", file=sys.stderr)
