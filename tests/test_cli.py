@@ -12,7 +12,7 @@ import pytest
 from absl import flags
 from websockets.sync.client import connect
 
-from motus_jax import cli, convert, evaluate, sample, serve, train
+from motus_jax import cli, convert, evaluate, sample, serve, train, view
 from motus_jax.data import __main__ as data
 from motus_jax.evaluation import report
 from motus_jax.robots.policy import Policy
@@ -27,6 +27,7 @@ DEBUG = f"--config={REPOSITORY / 'experiments' / 'debug.py'}"
 MAINS = {
     "train": train.main,
     "sample": sample.main,
+    "view": view.main,
     "evaluate": evaluate.main,
     "serve": serve.main,
     "convert": convert.main,
@@ -111,6 +112,10 @@ def test_train_names_a_missing_flag(refuses, tmp_path):
     [
         ("sample", ["--mode=dance", "--out={out}"], ["unknown mode 'dance'", "inverse_dynamics"]),
         ("sample", ["--out={out}"], ["no checkpoint", "motus_jax.train"]),
+        ("view", ["--out={out}"], ["no checkpoint", "motus_jax.train"]),
+        ("view", [], ["--out is missing", "view.html", "--rerun"]),
+        ("view", ["--modes=vla,dance", "--out={out}"], ["unknown mode 'dance'"]),
+        ("view", ["--every=0", "--out={out}"], ["--every", "at least 1"]),
         ("evaluate", ["--out={out}"], ["no checkpoint", "motus_jax.train"]),
         ("evaluate", ["--modes=dance", "--out={out}"], ["unknown mode 'dance'"]),
         ("evaluation.report", [], ["metrics.json", "motus_jax.evaluate"]),
@@ -172,6 +177,18 @@ def test_sample_writes_pictures_and_arrays_in_robot_units(workdir, tiny, tmp_pat
     np.testing.assert_array_equal(arrays["video"][0], arrays["real_video"][0])
     real = [[lerobot_fixture.value(5, 4 + step, dim) for dim in range(14)] for step in range(8)]
     np.testing.assert_allclose(arrays["real_actions"], real, rtol=1e-5)
+
+
+@pytest.mark.thorough
+def test_view_writes_a_page_of_an_episode(workdir, refuses, tmp_path, capsys):
+    page = tmp_path / "new" / "view.html"
+    command = (f"--workdir={workdir}", "--modes=vla,world_model", "--every=8", f"--out={page}")
+    refuses("view", *command, "--episode=2", words=["episode 2", "'test'", "0 to 1"])
+    assert not page.parent.exists()
+    assert run("view", *command, "--episode=1") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("vla: 4 chunks, ") and lines[1].startswith("world_model: 4 chunks, ")
+    assert "test episode 1" in page.read_text()
 
 
 def test_evaluate_and_report(workdir, tmp_path, capsys):

@@ -15,13 +15,13 @@ FLOORS = {
     "models": 1,
     **dict.fromkeys(("weights", "data", "sampling"), 2),
     **dict.fromkeys(("training", "robots", "evaluation"), 3),
-    **dict.fromkeys(("train", "sample", "evaluate", "convert", "compile", "serve"), TOP),
+    **dict.fromkeys(("train", "sample", "evaluate", "convert", "compile", "serve", "view"), TOP),
 }
 """Floor of every module and folder directly in the package. A module with a `main` is a command: it stands on top."""
 
 SOURCES = {
     path: ast.parse(path.read_text())
-    for folder in ("motus_jax", "motus_jax_client", "experiments", "tests", "benchmarks")
+    for folder in ("motus_jax", "motus_jax_client", "experiments", "examples", "tests", "benchmarks")
     for path in sorted((REPOSITORY / folder).rglob("*.py"))
 }
 
@@ -89,7 +89,7 @@ def test_no_other_framework():
     assert not found
 
 
-@pytest.mark.parametrize("folder", ["motus_jax", "motus_jax_client", "experiments", "tests", "benchmarks"])
+@pytest.mark.parametrize("folder", ["motus_jax", "motus_jax_client", "experiments", "examples", "tests", "benchmarks"])
 def test_files_and_functions_are_short(folder):
     found = []
     for path, tree in SOURCES.items():

@@ -126,6 +126,22 @@ OBSERVATION = {
 }
 
 
+def frame_of(protocol, observation=None):
+    """A good message of a protocol."""
+    asked = OBSERVATION if observation is None else observation
+    envelope = {"message_type": "infer", "message_id": "1", "evaluation_id": "e"}
+    return {
+        "openpi": lambda: codec.pack(asked),
+        "roboarena": lambda: codec.pack(for_roboarena(asked)),
+        "xpolicylab": lambda: codec.pack(
+            envelope | {"payload": {"observation": for_xpolicylab(asked)}}, xpolicylab.as_map
+        ),
+        "vla_eval": lambda: codec.pack(
+            {"type": "observation", "payload": for_vla_eval(asked), "seq": 1, "timestamp": 0.0}, vla_eval.as_map
+        ),
+    }[protocol]()
+
+
 @contextlib.contextmanager
 def serving_one_arm(protocol):
     policy = OneArm()

@@ -19,13 +19,14 @@ from speakers import (
     for_roboarena,
     for_vla_eval,
     for_xpolicylab,
+    frame_of,
     serving_one_arm,
 )  # fmt: skip
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
 from motus_jax.errors import UserError
-from motus_jax.robots.server import codec, vla_eval, xpolicylab
+from motus_jax.robots.server import codec, xpolicylab
 from motus_jax.robots.server.protocols import PROTOCOLS, get_protocol
 from motus_jax.robots.server.websocket import FAULT
 
@@ -120,21 +121,6 @@ def test_unknown_protocols_and_modes_without_actions_are_refused():
     for name in ("vla_eval", "roboarena", "xpolicylab"):
         with pytest.raises(UserError, match=f"--protocol={name}: expected a mode that returns actions; found video"):
             PROTOCOLS[name](ABOUT | {"mode": "video"})
-
-
-def frame_of(protocol):
-    """A good message of a protocol."""
-    envelope = {"message_type": "infer", "message_id": "1", "evaluation_id": "e"}
-    return {
-        "openpi": lambda: codec.pack(OBSERVATION),
-        "roboarena": lambda: codec.pack(for_roboarena(OBSERVATION)),
-        "xpolicylab": lambda: codec.pack(
-            envelope | {"payload": {"observation": for_xpolicylab(OBSERVATION)}}, xpolicylab.as_map
-        ),
-        "vla_eval": lambda: codec.pack(
-            {"type": "observation", "payload": for_vla_eval(OBSERVATION), "seq": 1, "timestamp": 0.0}, vla_eval.as_map
-        ),
-    }[protocol]()
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
@@ -365,6 +351,7 @@ def test_xpolicylab_newer_clients_call_methods():
         ({"message_type": "infer"}, "invalid_frame", "message_id is missing"),
         ({"message_type": "infer", "message_id": [[1]], "evaluation_id": "e"}, "invalid_frame", "message_id: expected"),
         ({"message_type": "dance", "message_id": "1", "evaluation_id": "e"}, "unknown_message_type", "'dance'"),
+        ({"message_type": [1], "message_id": "1", "evaluation_id": "e"}, "unknown_message_type", "expected text"),
         (
             {"message_type": "infer", "message_id": "1", "evaluation_id": "e"},
             "invalid_frame",

@@ -114,7 +114,7 @@ class XPolicyLab(Dialect):
 
     def error(self, message: dict[str, Any] | None, kind: Kind, line: str) -> Frame:
         message = message or {"message_id": "", "evaluation_id": ""}
-        unknown = kind == "message" and message.get("message_type", "hello") not in REPLIES
+        unknown = kind == "message" and str(message.get("message_type", "hello")) not in REPLIES  # may be a list
         code = "unknown_message_type" if unknown else CODES[kind]
         return self._frame("error", message, {"code": code, "message": line, "details": {}})
 
