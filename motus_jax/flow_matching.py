@@ -94,7 +94,8 @@ def clean_to_velocity(clean: Array, noisy: Array, tau: Float[Array, "*lead"], fl
     From a noise level below `floor` the division would blow up the prediction's error; there the loss weight and the
     step both stay bounded (Li and He 2025, "Back to basics", section on v-loss with x-prediction).
     """
-    return (noisy - clean) / _like(jnp.maximum(tau, floor), noisy)
+    tau = _like(jnp.maximum(tau, floor), noisy)
+    return (noisy - clean) / tau
 
 
 def _like(tau: Float[Array, "*lead"], data: Array) -> Array:
