@@ -66,18 +66,21 @@ def expected(committed):
     return rest @ CHUNK[:, :committed]
 
 
+def rms(values):
+    return np.sqrt(np.mean(values**2))
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_goes_on_from_the_prefix(method):
     """The first free step is much nearer to what the prefix foretells than without."""
     found = sample(method, batch(3))
     if get_method(method).exact:
         np.testing.assert_array_equal(found[:, :3], CHUNK[:, :3])
-    apart = [np.sqrt(np.mean((actions[:, :3] - CHUNK[:, :3]) ** 2)) for actions in (found, plain())]
-    print(apart)
+    apart = [rms(actions[:, :3] - CHUNK[:, :3]) for actions in (found, plain())]
     assert apart[0] < 0.15 * apart[1], "the committed steps"
-    next_step = [np.sqrt(np.mean((actions[:, 3] - expected(3)[:, 0]) ** 2)) for actions in (found, plain())]
-    print(next_step)
-    assert next_step[0] < (0.85 if method == "hard" else 0.6) * next_step[1]
+    next_step = [rms(actions[:, 3] - expected(3)[:, 0]) for actions in (found, plain())]
+    # 0.74, 0.53 and 0.46 of what it is without; a sample of the true conditional has 0.5.
+    assert next_step[0] < {"hard": 0.85, "guided": 0.65, "conditioned": 0.55}[method] * next_step[1]
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -97,13 +100,14 @@ def test_other_solvers(solver):
     for method, row in METHODS.items():
         found = sample(method, batch(3), solver=solver)
         assert np.isfinite(found).all()
-        np.testing.assert_allclose(found[:, :3], CHUNK[:, :3], atol=0 if row.exact else 0.3)
+        assert rms(found[:, :3] - CHUNK[:, :3]) < (1e-6 if row.exact else 0.2)
 
 
 def test_what_is_known_behind_the_prefix_pulls_less_and_less():
     free, held = sample("guided", batch(2)), sample("guided", batch(2, 6))
-    print(np.abs(held[:, 2:] - CHUNK[:, 2:]).mean(0) / np.abs(free[:, 2:] - CHUNK[:, 2:]).mean(0))
-    assert np.abs(held[:, 2:] - CHUNK[:, 2:]).mean() < 0.5 * np.abs(free[:, 2:] - CHUNK[:, 2:]).mean()
+    apart = [np.abs(actions[:, 2:] - CHUNK[:, 2:]).mean(axis=(0, 2)) for actions in (held, free)]
+    share = apart[0] / apart[1]
+    assert share[0] < 0.5 and (np.diff(share) > 0).all() and share[-1] < 0.9
     for method in ("hard", "conditioned"):
         np.testing.assert_array_equal(sample(method, batch(2, 6)), sample(method, batch(2)))
 
