@@ -52,6 +52,9 @@ def get_config() -> ml_collections.ConfigDict:
         "video": {"schedule": "shift", "parameter": 6.0},
         "action": {"schedule": "shift", "parameter": 4.0},
         "endpoint_probability": 0.02,
+        # So many chunks show their first 1 to `longest` actions clean, as a robot that acts while it is answered has
+        # committed them (experiments/realtime.py); 0: none.
+        "prefix": {"probability": 0.0, "longest": 0},
     })
     # `weighting` clean: squared error of the clean data, in which no noise level outweighs the others.
     config.loss = ml_collections.ConfigDict(

@@ -77,9 +77,9 @@ def draw_tau(
     return jnp.where(coin > 1 - endpoint_probability, 1.0, tau)
 
 
-def interpolate(clean: Array, noise: Array, tau: Float[Array, " B"]) -> Array:
-    """x_tau for arrays with a leading batch axis."""
-    tau = tau.reshape((-1,) + (1,) * (clean.ndim - 1))
+def interpolate(clean: Array, noise: Array, tau: Float[Array, "*lead"]) -> Array:
+    """x_tau; the axes of `tau` are the leading ones of the data: [B], or [B, T] where tokens differ in theirs."""
+    tau = _like(tau, clean)
     return (1 - tau) * clean + tau * noise
 
 
@@ -88,14 +88,18 @@ def velocity(clean: Array, noise: Array) -> Array:
     return noise - clean
 
 
-def clean_to_velocity(clean: Array, noisy: Array, tau: Float[Array, " B"], floor: float = 0.05) -> Array:
-    """Velocity of a network that predicts clean data: (x_tau - clean) / tau, with tau at least `floor`.
+def clean_to_velocity(clean: Array, noisy: Array, tau: Float[Array, "*lead"], floor: float = 0.05) -> Array:
+    """Velocity of a network that predicts clean data: (x_tau - clean) / tau, with tau (as above) at least `floor`.
 
     From a noise level below `floor` the division would blow up the prediction's error; there the loss weight and the
     step both stay bounded (Li and He 2025, "Back to basics", section on v-loss with x-prediction).
     """
-    tau = jnp.maximum(tau, floor).reshape((-1,) + (1,) * (noisy.ndim - 1))
+    tau = _like(jnp.maximum(tau, floor), noisy)
     return (noisy - clean) / tau
+
+
+def _like(tau: Float[Array, "*lead"], data: Array) -> Array:
+    return tau.reshape(tau.shape + (1,) * (data.ndim - tau.ndim))
 
 
 class Plan(NamedTuple):

@@ -2,6 +2,7 @@
 
   python -m motus_jax.serve --workdir=runs/demo --port=8000
   python -m motus_jax.serve --workdir=runs/demo --protocol=xpolicylab --modes=vla --port=19000
+  python -m motus_jax.serve --workdir=runs/demo --modes=vla --prefix=guided
   python -m motus_jax.serve --workdir=runs/demo --modes=vla --host=0.0.0.0 --api_key_file=key.txt --max_batch=8
 
 Protocols: openpi (by default; openpi-client works unchanged), vla_eval, roboarena, xpolicylab. Everything is compiled
@@ -44,6 +45,9 @@ def define_flags() -> None:
     flags.DEFINE_integer("video_steps", None, "denoising steps of the video (default: the config's)")
     flags.DEFINE_integer("action_steps", None, "denoising steps of the actions (default: the config's)")
     flags.DEFINE_string("solver", None, "euler, heun or adams_bashforth (default: the config's)")
+    flags.DEFINE_string(
+        "prefix", "", "go on from actions that the robot is committed to: hard, guided or conditioned (default: no)"
+    )
     flags.DEFINE_integer("seed", 0, "of the noise, where a request names none", lower_bound=0, upper_bound=2**32 - 1)
     flags.DEFINE_list("cameras", [], "cameras that clients call something else, as top=cam_high,wrist=cam_left_wrist")
     flags.DEFINE_string("protocol", "openpi", "what clients speak: openpi, vla_eval, roboarena or xpolicylab")
@@ -105,7 +109,7 @@ def load_policy(given: flags.FlagValues):
     say(f"checkpoint of step {loaded.step} in {given.workdir}")
     steps = argparse.Namespace(video_steps=given.video_steps, action_steps=given.action_steps, solver=given.solver)
     return Policy(
-        loaded, source=given.source, mode=given.mode, modes=given.modes, max_batch=given.max_batch,
+        loaded, source=given.source, mode=given.mode, modes=given.modes, max_batch=given.max_batch, prefix=given.prefix,
         sampling=sampling_config(loaded, steps), seed=given.seed, camera_names=read_names(given.cameras), say=say,
     )  # fmt: skip
 

@@ -7,5 +7,6 @@ with Client("ws://gpu-machine:8000", api_key="...") as client:
 """
 
 from motus_jax_client.client import Client, ConnectionLost, Refused
+from motus_jax_client.runner import Runner
 
-__all__ = ["Client", "ConnectionLost", "Refused"]
+__all__ = ["Client", "ConnectionLost", "Refused", "Runner"]

@@ -26,7 +26,7 @@ from motus_jax.models.video_expert import MODULATION, TimeEmbedding
 
 
 class ActionBlock(nn.Module):
-    """One layer of the action expert, modulated by its own timestep."""
+    """One layer of the action expert, modulated by its own timestep, or each token by its own."""
 
     config: ActionExpertConfig
     heads: int
@@ -39,7 +39,7 @@ class ActionBlock(nn.Module):
         self.attention = NarrowAttention(c.width, self.heads, self.head_dim, c.eps, self.dtype)
         self.ffn = FeedForward(c.mlp, self.dtype)
 
-    def qkv(self, x: Float[Array, "B S D"], time: Float[Array, "B 1 6 D"]) -> tuple[Array, Array, Array]:
+    def qkv(self, x: Float[Array, "B S D"], time: Float[Array, "B G 6 D"]) -> tuple[Array, Array, Array]:
         m = self.modulation + time
         return self.attention.qkv(modulate(layer_norm(x, self.config.eps), m[:, :, 0], m[:, :, 1]))
 
@@ -59,7 +59,7 @@ class ActionDecoder(nn.Module):
     dtype: Dtype
 
     @nn.compact
-    def __call__(self, x: Float[Array, "B S D"], time: Float[Array, "B 1 D"]) -> Float[Array, "B S A"]:
+    def __call__(self, x: Float[Array, "B S D"], time: Float[Array, "B G D"]) -> Float[Array, "B S A"]:
         m = self.param("modulation", MODULATION, (2, self.config.width)) + time[:, :, None]
         x = modulate(layer_norm(x, self.config.eps), m[:, :, 0], m[:, :, 1])
         return Dense(self.config.action_dim, self.dtype, kernel_init=ZEROS, name="dense")(x).astype(jnp.float32)
@@ -90,10 +90,19 @@ class ActionExpert(nn.Module):
             tokens = jnp.concatenate([self.state_encoder(state)[:, None], tokens, registers], axis=1)
         return tokens.astype(jnp.float32) + position_table(tokens.shape[1], self.config.width)
 
-    def embed_time(self, t: Float[Array, "B 1"]) -> tuple[Array, Array]:
+    def embed_time(self, t: Float[Array, " B"] | Float[Array, "B T"]) -> tuple[Array, Array]:
+        """Vectors [B, G, D] and [B, G, 6, D] of timesteps; G is 1, or all tokens where each action has its own.
+
+        The state and the registers have the chunk's, which is the last action's: a clean prefix is never all of it.
+        """
+        if t.ndim == 1:
+            return self.time(t[:, None])
+        if self.config.with_state:
+            rest = jnp.repeat(t[:, -1:], 1 + self.config.registers, axis=1)
+            t = jnp.concatenate([rest[:, :1], t, rest[:, 1:]], axis=1)
         return self.time(t)
 
-    def decode(self, x: Float[Array, "B S D"], time: Float[Array, "B 1 D"]) -> Float[Array, "B S A"]:
+    def decode(self, x: Float[Array, "B S D"], time: Float[Array, "B G D"]) -> Float[Array, "B S A"]:
         """Velocity of every token; `action_rows` picks the actions' own."""
         return self.decoder(x, time)
 

@@ -30,7 +30,7 @@ class Conditions(NamedTuple):
 
     Attributes:
       video_time: [B, G, 6, Dv]; G is 1, or F if the condition frame has a timestep of its own.
-      action_time: [B, 1, 6, Da].
+      action_time: [B, G, 6, Da]; G is 1, or all tokens of the stream if each action has a timestep of its own.
       rope: cosines and sines [Sv, K/2].
       text: embedded text [B, M, Dv], or None when the layers get their text keys and values from a cache.
       text_mask: [B, M], or None to attend to padding.
@@ -38,7 +38,7 @@ class Conditions(NamedTuple):
     """
 
     video_time: Float[Array, "B G 6 D"]
-    action_time: Float[Array, "B 1 6 D"]
+    action_time: Float[Array, "B G 6 D"]
     rope: tuple[Array, Array]
     text: Array | None
     text_mask: Bool[Array, "B M"] | None

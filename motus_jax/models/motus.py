@@ -98,7 +98,7 @@ class Motus(nn.Module):
         actions: Float[Array, "B T A"],
         state: Float[Array, "B P"] | None,
         t_video: Float[Array, " B"],
-        t_action: Float[Array, " B"],
+        t_action: Float[Array, " B"] | Float[Array, "B T"],
         context: Context,
         has_state: Bool[Array, " B"] | None = None,
     ) -> tuple[Array, Array] | tuple[Array, Array, dict[str, Array]]:
@@ -108,7 +108,7 @@ class Motus(nn.Module):
           video: noisy latents whose frame 0 is the clean condition frame.
           actions: noisy actions.
           state: proprioception; None exactly in the action-only form.
-          t_video, t_action: timesteps, 1000 tau (`flow_matching.TIMESTEP_SCALE`), in [0, 1000].
+          t_video, t_action: timesteps, 1000 tau (`flow_matching.TIMESTEP_SCALE`), in [0, 1000]; of actions also [B, T].
           has_state: where False, the example's state is unknown and its token is not attended to.
 
         Returns:
@@ -122,7 +122,7 @@ class Motus(nn.Module):
         if self.config.video_only:
             x, understanding_mask = Streams(x.video, x.action[:, :0], x.understanding[:, :0]), None
         video_head, video_time = self.video.embed_time(self._video_timesteps(t_video, video.shape[1]))
-        action_head, action_time = self.action.embed_time(t_action[:, None])
+        action_head, action_time = self.action.embed_time(t_action)
         rope = rope_table(self.video.grid(video.shape), self.config.video.head_dim)
         key_mask = _key_mask(x, understanding_mask, has_state)
         text = context.text if context.text_cache is None else None

@@ -18,6 +18,7 @@ from jaxtyping import Array, Bool, Float, PRNGKeyArray, UInt8
 
 from motus_jax import flow_matching, modes
 from motus_jax.errors import UserError
+from motus_jax.models.action_prefix import Prefixes
 from motus_jax.models.config import get_variant
 from motus_jax.models.encoders import UNDERSTANDING_ENCODERS, VIDEO_ENCODERS, pick, text_encoder, unit
 from motus_jax.models.losses import action_loss, seen_places, video_loss
@@ -68,6 +69,7 @@ class System:
         if self.motus_config.video_only and modes.mixture(config.mode) != {"video": 1.0}:
             raise UserError(f"config.mode: expected video for a model that is video_only, found {config.mode!r}")
         self.motus = Motus(self.motus_config)
+        self.prefixes = Prefixes.of(config.noise, data.chunk)
         self.codec = pick(VIDEO_ENCODERS, "video_codec", self.motus_config.video.latent_channels, model.video_codec)
         self.text_encoder = text_encoder(self.motus_config.video.text_width, model.text_encoder)
         width = self.motus_config.understanding.input_width
@@ -208,13 +210,14 @@ class System:
         actions: Float[Array, "B T A"],
         state: Float[Array, "B P"] | None,
         tau_video: Float[Array, " B"],
-        tau_action: Float[Array, " B"],
+        tau_action: Float[Array, " B"] | Float[Array, "B T"],
         context: Context,
         state_mask: Bool[Array, "B P"] | None = None,
     ) -> tuple[Array, Array]:
         """Velocities of both modalities, whatever the network itself predicts (`config.model.prediction`).
 
-        A state without any real dim (`state_mask`) is not attended to.
+        Each action may have a noise level of its own: a committed prefix has 0, and its velocity no meaning. A state
+        without any real dim (`state_mask`) is not attended to.
         """
         has_state = None if state is None or state_mask is None else jnp.any(state_mask, axis=-1)
         times = (flow_matching.TIMESTEP_SCALE * tau for tau in (tau_video, tau_action))
@@ -255,16 +258,20 @@ class System:
                  for name, field in (("video", "video"), ("action", "actions"))}
         video = flow_matching.interpolate(clean.video, noise["video"], drawn["tau_video"])
         video = jnp.concatenate([clean.video[:, :1], video[:, 1:]], axis=1)
-        actions = flow_matching.interpolate(clean.actions, noise["action"], drawn["tau_action"])
+        tau_action, counted = drawn["tau_action"], batch["action_mask"]
+        if self.prefixes.trained:
+            shown = self.prefixes.draw(jax.random.fold_in(keys["mode"], 1), drawn["action_loss"], counted.shape[1])
+            tau_action, counted = jnp.where(shown, 0.0, tau_action[:, None]), counted & ~shown[..., None]
+        actions = flow_matching.interpolate(clean.actions, noise["action"], tau_action)
         predicted = self.velocities(
-            params, video, actions, clean.state, drawn["tau_video"], drawn["tau_action"],
+            params, video, actions, clean.state, drawn["tau_video"], tau_action,
             self.context(params, frozen, batch), batch.get("state_mask"),
         )
         loss = self.config.loss
         seen = seen_places(batch["unseen"], *clean.video.shape[2:4]) if "unseen" in batch else None
         errors = {
             "video": video_loss(predicted[0], noise["video"] - clean.video, loss.video_average, seen),
-            "action": action_loss(predicted[1], noise["action"] - clean.actions, batch["action_mask"]),
+            "action": action_loss(predicted[1], noise["action"] - clean.actions, counted),
         }
         total = sum(
             loss[name] * jnp.mean(error * self._noise_weight(drawn[f"tau_{name}"]) * drawn[f"{name}_loss"])

@@ -11,6 +11,9 @@ An observation is a dictionary, as openpi's clients send it:
   video             uint8 [1+Nf, H, W, 3] tiled as an answer's `video`, for modes that are given one; without it each
                     camera's image is a clip [1+Nf, h, w, 3] there
   seed              optional: of the noise
+  prefix            optional, where the policy takes one: [d, Ar] absolute targets, 0 <= d < T, that the robot executes
+                    while the answer is made. The first is the answer's first; the answer goes on from the last
+  previous          optional, with guided: [n, Ar] what the former chunk has behind them, which the answer may change
 
 An answer has `actions` float32 [T, Ar] (absolute targets, radians for joints) and `video` uint8 [1+Nf, H, W, 3] where
 the mode returns them, `mode`, and `policy_timing`.
@@ -34,14 +37,15 @@ from motus_jax.data.texts import Texts
 from motus_jax.errors import UserError
 from motus_jax.models.system import System
 from motus_jax.modes import Role, get_mode
+from motus_jax.robots.committed import Committed
+from motus_jax.robots.fields import found, numbers
 from motus_jax.sampling.observation import observe
+from motus_jax.sampling.prefix import takes_prefix
 from motus_jax.sampling.sampler import sampling_function
 from motus_jax.training.checkpoint import Loaded, load_for_inference
 
 LONGEST_PROMPT = 2000
 MOST_BATCH = 256
-LARGEST_NUMBER = 1_000_000
-"""Of a state or an action; no unit that robots use needs more, and float32 cannot overflow on its way."""
 SMALLEST_SIDE, LARGEST_SIDE = 2, 8192
 """Of a camera's picture, in pixels."""
 
@@ -50,10 +54,11 @@ Answer = dict[str, Any]
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """What is compiled apart: a mode, and whether its video is decoded."""
+    """What is compiled apart: a mode, whether its video is decoded, and whether it goes on from committed actions."""
 
     mode: str
     video: bool
+    prefix: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,13 +87,16 @@ class Policy:
       mode: where an observation says none; by default the one that acts, else the first of `modes`.
       modes: the modes to compile; all that the model can do by default.
       max_batch: observations answered by one call.
+      prefix: how answers go on from committed actions, a row of `motus_jax.sampling.prefix.METHODS`; without, none is
+        taken.
       sampling: replaces `config.sampling`.
       seed: of the noise, where an observation says none.
       camera_names: what clients call a camera of the contract, where they call it something else.
       say: takes a line for each program that is ready.
 
     Raises:
-      UserError: the model cannot do a mode, `mode` is none of `modes`, or `camera_names` has an unknown camera.
+      UserError: the model cannot do a mode or `prefix`, `mode` is none of `modes`, or `camera_names` has an unknown
+        camera.
     """
 
     def __init__(
@@ -99,6 +107,7 @@ class Policy:
         mode: str = "",
         modes: Sequence[str] = (),
         max_batch: int = 4,
+        prefix: str = "",
         sampling: Any = None,
         seed: int = 0,
         camera_names: Mapping[str, str] = MappingProxyType({}),
@@ -111,6 +120,7 @@ class Policy:
         self.cameras = self._called(camera_names)
         self.batch_sizes = batch_sizes(max_batch)
         self._check_mode(self.mode)
+        self.committed = Committed.by(prefix, system)
         self._texts = Texts(self.contract, loaded.config.data)
         self._trees = (loaded.params, loaded.frozen)
         self.metadata = self._describe(loaded.step)
@@ -154,15 +164,19 @@ class Policy:
         """
         program = self._program_of(observation)
         row, c = get_mode(program.mode), self.contract
-        state = _numbers("state", _find(observation, "state"), (c.robot_state_dim,))
+        state = numbers("state", _find(observation, "state"), (c.robot_state_dim,))
         frames = self._video(observation) if row.video is Role.GIVEN else self._pictures(observation)
         prompt = observation.get("prompt")
         if not isinstance(prompt, str) or len(prompt) > LONGEST_PROMPT:
-            raise UserError(f"prompt: expected at most {LONGEST_PROMPT} characters of text; found {_found(prompt)}")
+            raise UserError(f"prompt: expected at most {LONGEST_PROMPT} characters of text; found {found(prompt)}")
         actions = None
         if row.action is Role.GIVEN:
-            actions = _numbers("actions", observation.get("actions"), (c.chunk, c.raw_action_dim))[None]
+            actions = numbers("actions", observation.get("actions"), (c.chunk, c.raw_action_dim))[None]
         batch = observe(c, self._texts, frames, state[None], [prompt], actions)
+        if overlap := self.committed.fields(observation, c, state):
+            if not takes_prefix(program.mode):
+                raise UserError(f"prefix: expected none in mode {program.mode}, which makes no actions")
+            program, batch = dataclasses.replace(program, prefix=True), batch | overlap
         return Request(program, batch, state, self._noise(observation, draw))
 
     def answer(self, requests: Sequence[Request]) -> list[Answer | Exception]:
@@ -201,6 +215,8 @@ class Policy:
         for mode in self.modes:
             row = get_mode(mode)
             found += [Program(mode, False)] * row.returns_actions + [Program(mode, True)] * row.returns_video
+        if self.committed.method:
+            found += [dataclasses.replace(one, prefix=True) for one in found if takes_prefix(one.mode)]
         return found
 
     def _check_mode(self, mode: Any) -> None:
@@ -211,7 +227,7 @@ class Policy:
         mode, video = observation.get("mode", self.mode), observation.get("return_video", False)
         self._check_mode(mode)
         if not isinstance(video, bool | np.bool_):
-            raise UserError(f"return_video: expected true or false; found {_found(video)}")
+            raise UserError(f"return_video: expected true or false; found {found(video)}")
         row = get_mode(mode)
         if video and not row.returns_video:
             able = ", ".join(name for name in self.modes if get_mode(name).returns_video) or "none"
@@ -221,7 +237,7 @@ class Policy:
     def _noise(self, observation: Mapping[str, Any], draw: int) -> UInt32[np.ndarray, " 2"]:
         seed = observation.get("seed", self.seed)
         if not (isinstance(seed, int | np.integer) and 0 <= seed < 2**32):
-            raise UserError(f"seed: expected a number from 0 to 2^32 - 1; found {_found(seed)}")
+            raise UserError(f"seed: expected a number from 0 to 2^32 - 1; found {found(seed)}")
         return np.array([seed, draw % 2**32], np.uint32)
 
     def _called(self, camera_names: Mapping[str, str]) -> tuple[str, ...]:
@@ -244,7 +260,7 @@ class Policy:
         if "video" in observation:
             video = observation["video"]
             if not (isinstance(video, np.ndarray) and video.dtype == np.uint8 and video.shape == shape):
-                raise UserError(f"video: expected uint8 {list(shape)}; found {_found(video)}")
+                raise UserError(f"video: expected uint8 {list(shape)}; found {found(video)}")
             return video[None]
         clips = [_picture(name, _camera(observation, name), axes=4) for name in self.cameras]
         for name, clip in zip(self.cameras, clips, strict=True):
@@ -274,13 +290,14 @@ class Policy:
             "chunk": c.chunk,
             "video_hz": c.video_hz,
             "video_frames": c.video_frames,
-        }
+        } | self.committed.facts()
 
-    def _example(self, mode: str) -> dict[str, Any]:
+    def _example(self, program: Program) -> dict[str, Any]:
         """An observation of nothing, with which programs are compiled and tried."""
         c = self.contract
         return {
-            "mode": mode,
+            "mode": program.mode,
+            "prefix": np.zeros((int(program.prefix), c.raw_action_dim), np.float32),
             "prompt": "",
             "state": np.float32(c.state.offset),
             "images": {name: np.zeros((*c.image_size, 3), np.uint8) for name in self.cameras},
@@ -291,7 +308,7 @@ class Policy:
     def _compile(
         self, system: System, sampling: Any, program: Program, size: int, say: Callable[[str], None]
     ) -> Callable:
-        sample = sampling_function(system, program.mode, sampling)
+        sample = sampling_function(system, program.mode, sampling, self.committed.method if program.prefix else "")
 
         def run(
             params: Mapping, frozen: Mapping, batch: Mapping[str, Array], noise: UInt32[Array, "B 2"]
@@ -300,7 +317,7 @@ class Policy:
             result = sample(params, frozen, batch, keys)
             return {name: value for name, value in result.items() if name != "video" or program.video}
 
-        request = self.prepare(self._example(program.mode))
+        request = self.prepare(self._example(program))
         batch = {name: jnp.repeat(value, size, axis=0) for name, value in request.batch.items()}
         arguments = (*self._trees, batch, jnp.zeros((size, 2), jnp.uint32))
         started = time.monotonic()
@@ -312,6 +329,7 @@ class Policy:
         jax.block_until_ready(compiled(*arguments))
         answers = 1000 * (time.monotonic() - started)
         video = " with video" if program.video else ""
+        video += f" after a prefix ({self.committed.method})" if program.prefix else ""
         say(f"{program.mode}{video}, batch {size}: compiled in {took:.1f} s, answers in {answers:.0f} ms")
         return compiled
 
@@ -346,7 +364,7 @@ def _find(observation: Mapping[str, Any], name: str) -> Any:
 def _camera(observation: Mapping[str, Any], camera: str) -> Any:
     images = observation.get("images", {})
     if not isinstance(images, Mapping):
-        raise UserError(f"images: expected a map from cameras to pictures; found {_found(images)}")
+        raise UserError(f"images: expected a map from cameras to pictures; found {found(images)}")
     return images.get(camera, observation.get(f"observation/{camera}"))
 
 
@@ -361,31 +379,5 @@ def _picture(camera: str, value: Any, axes: int) -> UInt8[np.ndarray, "*n h w 3"
     frames = "frames, " * (axes - 3)
     raise UserError(
         f"image {camera!r}: expected uint8 RGB [{frames}h, w, 3] or [{frames}3, h, w] of {SMALLEST_SIDE} to"
-        f" {LARGEST_SIDE} pixels a side; found {_found(value)}"
+        f" {LARGEST_SIDE} pixels a side; found {found(value)}"
     )
-
-
-def _numbers(name: str, value: Any, shape: tuple[int, ...]) -> Float[np.ndarray, "..."]:
-    """`value` as float32 of the given shape."""
-    try:
-        given = np.asarray(value)
-    except ValueError:  # lists of several lengths
-        given = np.asarray(None)
-    if given.dtype.kind not in "iuf" or given.shape != shape:
-        raise UserError(f"{name}: expected {list(shape)} numbers; found {_found(value)}")
-    wrong = ~(np.abs(given) <= LARGEST_NUMBER)  # so that NaN is wrong, too
-    if wrong.any():
-        place = np.argwhere(wrong)[0].tolist()
-        raise UserError(f"{name}: expected numbers within ±{LARGEST_NUMBER}; found {given[tuple(place)]} at {place}")
-    return given.astype(np.float32)
-
-
-def _found(value: Any) -> str:
-    """What a field holds, for a message."""
-    if value is None:
-        return "nothing"
-    if isinstance(value, np.ndarray):
-        return f"{value.dtype} {list(value.shape)}"
-    if isinstance(value, str | list | tuple | Mapping):
-        return f"{type(value).__name__} of length {len(value)}"
-    return f"{type(value).__name__} {value!r:.80}"

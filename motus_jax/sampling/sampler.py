@@ -12,21 +12,24 @@ from motus_jax.errors import UserError
 from motus_jax.models.system import System
 from motus_jax.modes import Role, get_mode
 from motus_jax.sampling.denoise import denoise, make_plan
+from motus_jax.sampling.prefix import inpaint, longest, takes_prefix
 
 Sampler = Callable[[Mapping, Mapping, Mapping[str, Array], PRNGKeyArray], dict[str, Array]]
 
 
-def make_sampler(system: System, mode: str, sampling: Any) -> Sampler:
+def make_sampler(system: System, mode: str, sampling: Any, prefix: str = "") -> Sampler:
     """`sampling_function` as one compiled call."""
-    return jax.jit(sampling_function(system, mode, sampling), compiler_options=compiler.options())
+    return jax.jit(sampling_function(system, mode, sampling, prefix), compiler_options=compiler.options())
 
 
-def sampling_function(system: System, mode: str, sampling: Any) -> Sampler:
+def sampling_function(system: System, mode: str, sampling: Any, prefix: str = "") -> Sampler:
     """Encoding and denoising loop of one mode, to be compiled.
 
     Args:
       mode: a row of `motus_jax.modes.MODES`.
       sampling: `video_steps`, `action_steps`, `solver` (a row of `flow_matching.SOLVERS`) and `grid_shift`.
+      prefix: a row of `motus_jax.sampling.prefix.METHODS` by which the chunk goes on from committed actions; `batch`
+        then also has `prefix.overlap_fields`.
 
     Returns:
       `sample(params, frozen, batch, key)`; `batch` follows `motus_jax.data.example`. Of its future frames and actions
@@ -36,11 +39,15 @@ def sampling_function(system: System, mode: str, sampling: Any) -> Sampler:
       key gives the same result.
 
     Raises:
-      UserError: no such mode, or the model was not made for it.
+      UserError: no such mode or method, or the model was not made for it.
     """
     row = get_mode(mode)
     if mode not in system.supported_modes:
         raise UserError(f"mode {mode}: expected one of {', '.join(system.supported_modes)}, which this model can do")
+    if prefix:
+        longest(system, prefix)
+        if not takes_prefix(mode):
+            raise UserError(f"prefix={prefix}: expected a mode that makes actions; found {mode}")
     plan = make_plan(row, sampling.video_steps, sampling.action_steps, sampling.grid_shift)
 
     def sample(params: Mapping, frozen: Mapping, batch: Mapping[str, Array], key: PRNGKeyArray) -> dict[str, Array]:
@@ -56,12 +63,15 @@ def sampling_function(system: System, mode: str, sampling: Any) -> Sampler:
             known = batch.get("state_mask")
             return system.velocities(params, video, actions, state, tau_video, tau_action, context, known)
 
+        finish = None
+        if prefix:
+            field, finish = inpaint(prefix, field, batch, actions)
         video, actions = denoise(field, video, actions, latents[:, :1], plan, sampling.solver)
         result = {}
         if row.returns_video:
             result["video"] = system.decode_video(frozen, video, batch)
         if row.returns_actions:
-            result["actions"] = actions
+            result["actions"] = finish(actions) if finish else actions
         return result
 
     return sample

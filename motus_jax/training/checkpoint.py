@@ -40,6 +40,9 @@ MAY_CHANGE = (
 (Features equal what the run's own frozen parts compute, to rounding; that they are made by these is checked, and that
 the data at a new path have the numbers of the contract.) Sources may join a mixture and leave it."""
 
+YOUNGER = {("noise", "prefix"): {"probability": 0.0, "longest": 0}}
+"""Config keys that older checkpoints lack, and what their runs did."""
+
 Meta = dict[str, Any]
 
 
@@ -377,7 +380,7 @@ def check_same_run(meta: Meta, config: ml_collections.ConfigDict, workdir: Home)
     Raises:
       UserError: names the first key that differs.
     """
-    saved, found = meta["config"], config_to_json(config)
+    saved, found = (_completed(each) for each in (meta["config"], config_to_json(config)))
     before, now = (each.get("data", {}).get("sources", {}) for each in (saved, found))
     changed = set(before) ^ set(now) if before and now else ()
     difference = first_difference(saved, found, (*MAY_CHANGE, *(f"data.sources.{name}" for name in changed)))
@@ -387,6 +390,14 @@ def check_same_run(meta: Meta, config: ml_collections.ConfigDict, workdir: Home)
             f"config.{key}: the checkpoint in {workdir} was trained with {saved!r}, expected the same, found {asked!r};"
             " undo the change or use another --workdir"
         )
+
+
+def _completed(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A config with what is `YOUNGER` than it."""
+    for (group, key), value in YOUNGER.items():
+        if group in config:
+            config = {**config, group: {key: value, **config[group]}}
+    return dict(config)
 
 
 ABSENT = "(absent)"

@@ -90,6 +90,17 @@ def test_another_config_is_refused(copy, changes, message):
     assert snapshot(copy) == before
 
 
+def test_what_is_younger_than_a_checkpoint_must_be_off(tmp_path):
+    now = get_config()
+    now.noise = {"endpoint_probability": 0.02, "prefix": {"probability": 0.0, "longest": 0}}
+    saved = {"config": checkpoint.config_to_json(now)}
+    del saved["config"]["noise"]["prefix"]
+    checkpoint.check_same_run(saved, now, tmp_path)
+    now.noise.prefix.probability = 0.5
+    with pytest.raises(UserError, match=r"config\.noise\.prefix\.probability: .* trained with 0.0, .* found 0.5"):
+        checkpoint.check_same_run(saved, now, tmp_path)
+
+
 def test_another_contract_is_refused(copy):
     def other_data(config, contracts):
         data = make_data(config)

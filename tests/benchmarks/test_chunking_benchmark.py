@@ -1,0 +1,43 @@
+"""Jumps and errors are measured where they are, on answers that are known."""
+
+import numpy as np
+import pytest
+
+from benchmarks import chunking
+from motus_jax_client.fusion import FUSIONS
+
+EVERY, COUNT, A = 4, 3, 2
+TICKS = chunking.QUESTIONS * EVERY + EVERY
+RECORDED = np.arange(TICKS)[None, :, None] * np.ones((COUNT, 1, A))
+EPISODES = chunking.Episodes([], np.zeros(0), RECORDED, np.array([True, False]))
+
+
+def answer(question, plans, committed):
+    """The recording, half a unit higher with every question; what is committed stays."""
+    ticks = question * EVERY + np.arange(2 * EVERY)
+    chunk = np.repeat((ticks + question / 2)[None, :, None], COUNT, 0) * [1, 100]
+    for row in range(COUNT * committed):
+        chunk[row % COUNT, row // COUNT] = plans[row % COUNT][int(ticks[row // COUNT])]
+    return chunk
+
+
+@pytest.mark.parametrize("delay", range(EVERY + 1))
+def test_jumps_and_errors(delay):
+    commanded = chunking.act(answer, FUSIONS["latest"], COUNT, EVERY, delay)
+    assert commanded.shape == (COUNT, chunking.QUESTIONS * EVERY + delay, A)
+    found = chunking.measure(commanded, EPISODES, EVERY, delay)
+    assert found["jump"]["value"] == 1.5 and found["step"]["value"] == found["recorded"]["value"] == 1
+    behind = [((tick - delay) // EVERY if tick >= delay else 0) / 2 for tick in range(8, 20)]
+    assert found["error"]["value"] == pytest.approx(np.mean(behind))
+
+
+def test_a_cross_fade_has_no_jump_where_it_begins():
+    jumps = [chunking.measure(chunking.act(answer, FUSIONS[name], COUNT, EVERY, 1), EPISODES, EVERY, 1)["jump"]["value"]
+             for name in ("latest", "blend")]  # fmt: skip
+    assert jumps[1] == pytest.approx(1 + 0.5 / 4, abs=0.1) and jumps[1] < jumps[0] == 1.5
+
+
+def test_what_is_compared():
+    answers = dict.fromkeys(("", "hard", "guided"))
+    assert set(chunking.ways(answers, 0)) == {"synchronous", "guided", "blend", "average"}
+    assert set(chunking.ways(answers, 2)) == {"synchronous", "naive", "hard", "guided", "blend", "average"}
