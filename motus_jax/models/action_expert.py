@@ -22,7 +22,7 @@ from motus_jax.models.layers import (
     position_table,
 )
 from motus_jax.models.small_block import NarrowAttention
-from motus_jax.models.video_expert import MODULATION, TimeEmbedding
+from motus_jax.models.video_expert import MODULATION, TimeCache, TimeEmbedding
 
 
 class ActionBlock(nn.Module):
@@ -90,8 +90,8 @@ class ActionExpert(nn.Module):
             tokens = jnp.concatenate([self.state_encoder(state)[:, None], tokens, registers], axis=1)
         return tokens.astype(jnp.float32) + position_table(tokens.shape[1], self.config.width)
 
-    def embed_time(self, t: Float[Array, "B 1"]) -> tuple[Array, Array]:
-        return self.time(t)
+    def embed_time(self, t: Float[Array, "B 1"], cache: TimeCache | None = None) -> tuple[Array, Array]:
+        return self.time(t) if cache is None else cache.at(t)
 
     def decode(self, x: Float[Array, "B S D"], time: Float[Array, "B 1 D"]) -> Float[Array, "B S A"]:
         """Velocity of every token; `action_rows` picks the actions' own."""

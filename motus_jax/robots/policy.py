@@ -35,6 +35,7 @@ from motus_jax.errors import UserError
 from motus_jax.models.system import System
 from motus_jax.modes import Role, get_mode
 from motus_jax.sampling.observation import observe
+from motus_jax.sampling.precision import prepared
 from motus_jax.sampling.sampler import sampling_function
 from motus_jax.training.checkpoint import Loaded, load_for_inference
 
@@ -112,9 +113,9 @@ class Policy:
         self.batch_sizes = batch_sizes(max_batch)
         self._check_mode(self.mode)
         self._texts = Texts(self.contract, loaded.config.data)
-        self._trees = (loaded.params, loaded.frozen)
         self.metadata = self._describe(loaded.step)
         sampling = loaded.config.sampling if sampling is None else sampling
+        self._trees = (prepared(system, loaded.params, sampling), loaded.frozen)
         self._compiled = {
             (program, size): self._compile(system, sampling, program, size, say)
             for program in self._programs()

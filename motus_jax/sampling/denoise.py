@@ -3,12 +3,14 @@
 from collections.abc import Callable
 
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from motus_jax import flow_matching
 from motus_jax.errors import UserError
 from motus_jax.flow_matching import Pair, Plan
 from motus_jax.modes import Mode, Role
+from motus_jax.sampling import caching
 
 Velocities = Callable[[Array, Array, Array, Array], Pair]
 """(video [B, F, H, W, C], actions [B, T, A], tau_video [B], tau_action [B]) -> velocities of both."""
@@ -37,6 +39,13 @@ def make_plan(mode: Mode, video_steps: int, action_steps: int, grid_shift: float
     return Plan(*(jnp.asarray(row) for row in rows))
 
 
+def noise_levels(plan: Plan) -> tuple[Float[np.ndarray, " N"], Float[np.ndarray, " M"]]:
+    """Every level at which a plan evaluates the video and the actions, and 0, where a condition frame may be."""
+    tau_video, delta_video, tau_action, delta_action = map(np.asarray, plan)
+    pairs = ((tau_video, delta_video), (tau_action, delta_action))
+    return tuple(np.unique(np.concatenate([tau, tau + delta, np.zeros(1, np.float32)])) for tau, delta in pairs)
+
+
 def with_condition(video: Float[Array, "B F H W C"], condition: Float[Array, "B 1 H W C"]) -> Array:
     """Latents with frame 0 replaced by the clean condition frame (teacher forcing)."""
     return jnp.concatenate([condition, video[:, 1:]], axis=1)
@@ -49,10 +58,12 @@ def denoise(
     condition: Float[Array, "B 1 H W C"],
     plan: Plan,
     solver: str = "euler",
+    reuse: float = 0.0,
 ) -> Pair:
     """Integrates from the noise (or the given data) in `video` and `actions` to tau = 0.
 
-    The condition frame is clean in every evaluation and in the result.
+    `solver` and `reuse` are as `caching.get_solver` takes them. The condition frame is clean in every evaluation and in
+    the result.
     """
     batch = video.shape[0]
 
@@ -61,5 +72,5 @@ def denoise(
         return velocities(with_condition(x[0], condition), x[1], tau_video, tau_action)
 
     start = (video.astype(jnp.float32), actions.astype(jnp.float32))
-    video, actions = flow_matching.get_solver(solver)(field, start, plan)
+    video, actions = caching.get_solver(solver, reuse)(field, start, plan)
     return with_condition(video, condition), actions
