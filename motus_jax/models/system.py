@@ -173,7 +173,7 @@ class System:
 
     def _init_parts(self, key: PRNGKeyArray) -> Params:
         """Everything but the video encoder."""
-        config, batch = self.motus_config, self._empty_batch()
+        config, batch = self.motus_config, self.empty_batch()
         keys = jax.random.split(key, 3)
         tokens, mask = batch["instruction"], batch["instruction_mask"]
         text_params = self.text_encoder.init(keys[0], tokens, mask)["params"]
@@ -185,7 +185,7 @@ class System:
         )["params"]
         return {"motus": motus_params, "text_encoder": text_params, "vlm": vlm_params}
 
-    def _empty_batch(self) -> dict[str, Array]:
+    def empty_batch(self) -> dict[str, Array]:
         """What initialisation needs of a batch of one."""
         data = self.config.data
         tokens = jnp.zeros((1, data.instruction_length), jnp.int32)

@@ -146,7 +146,7 @@ def test_the_full_size_has_the_shapes_of_its_answer(mode):
     system, data = System(config), config.data
     params = jax.eval_shape(system.init, jax.random.key(0))
     ready = jax.eval_shape(lambda params: precision.prepared(system, params, config.sampling), params)
-    batch = system._empty_batch() | {"frames": jnp.zeros((1, 9, *data.image_size, 3), jnp.uint8)}
+    batch = system.empty_batch() | {"frames": jnp.zeros((1, 9, *data.image_size, 3), jnp.uint8)}
     sample = sampling_function(system, mode, config.sampling)
     found = jax.eval_shape(sample, ready, system.frozen_shapes(), batch, jax.random.key(0))
     shapes = {name: (value.shape, value.dtype) for name, value in found.items()}
