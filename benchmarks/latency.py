@@ -48,6 +48,7 @@ def define_flags() -> None:
     flags.DEFINE_string("workdir", None, "a trained run to measure")
     flags.DEFINE_bool("random", False, "random weights of the sizes of --config")
     flags.DEFINE_integer("depth", 0, "with --random: layers of the experts (default: the experiment's)", lower_bound=0)
+    flags.DEFINE_integer("unroll", 0, "with --random: layers compiled one after another (default: the experiment's)")
     flags.DEFINE_integer("steps", 10, "denoising steps of the exact sampler, of both modalities", lower_bound=2)
     flags.DEFINE_integer("calls", 200, "timed calls of each row", lower_bound=1)
     flags.DEFINE_integer("observations", 16, "different observations, on which distances are measured", lower_bound=1)
@@ -71,7 +72,7 @@ def main(argv: Sequence[str]) -> None:
     if given.workdir:
         subject = from_run(run_path.of(given.workdir), given.observations)
     else:
-        subject = from_random(given.config, given.depth, given.observations)
+        subject = from_random(given.config, given.observations, depth=given.depth, scan_unroll=given.unroll)
     report = describe(subject, argv[1:]) | {"modes": {}}
     for mode in given.modes:
         report["modes"][mode] = measure(subject, mode, given)

@@ -63,12 +63,15 @@ def from_run(workdir: Home, count: int) -> Subject:
                    ActionUnits.of(contract))  # fmt: skip
 
 
-def from_random(config: ml_collections.ConfigDict, depth: int, count: int) -> Subject:
-    """Random weights of an experiment's sizes, the layers' matrices in the type that products are made in."""
+def from_random(config: ml_collections.ConfigDict, count: int, **overrides: int) -> Subject:
+    """Random weights of an experiment's sizes, the layers' matrices in the type that products are made in.
+
+    Args:
+      overrides: of the model's fields; 0 keeps the experiment's.
+    """
     config = config.copy_and_resolve_references()
     with config.unlocked():
-        if depth:
-            config.model.overrides.depth = depth
+        config.model.overrides.update({name: value for name, value in overrides.items() if value})
     system, rng = System(config), np.random.default_rng(0)
     dtype = jnp.dtype(system.motus_config.dtype)
     params = _drawn(jax.eval_shape(system.init, jax.random.key(0)), dtype)

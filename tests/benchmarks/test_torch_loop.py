@@ -14,7 +14,7 @@ from motus_jax.sampling.settings import Settings  # noqa: E402
 
 
 def test_answers_are_those_of_the_sampler():
-    subject, settings = from_random(debug.get_config(), depth=2, count=1), Settings(3, 3)
+    subject, settings = from_random(debug.get_config(), 1, depth=2), Settings(3, 3)
     ours = latency.as_call(subject, make_sampler(subject.system, "joint", settings), subject.params)(0)
     theirs = torch_loop.as_call(subject, "joint", settings)(0)
     for name, expected in ours.items():
