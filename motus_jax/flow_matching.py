@@ -99,7 +99,7 @@ def clean_to_velocity(clean: Array, noisy: Array, tau: Float[Array, " B"], floor
 
 
 class Plan(NamedTuple):
-    """What the integration does in each of its steps; all arrays float32 [steps].
+    """What the integration does in each of its steps; all arrays float32 [steps], jax's or numpy's.
 
     A modality that is pinned, or that has fewer steps than the other, has a zero `delta` in some rows.
     """

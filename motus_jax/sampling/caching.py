@@ -33,15 +33,14 @@ def reusing_euler(threshold: float) -> Callable[[VelocityFn, Pair, Plan], Pair]:
     """
 
     def solve(field: VelocityFn, x: Pair, plan: Plan) -> Pair:
-        moves = [bool(np.any(np.asarray(delta))) for delta in (plan.delta_video, plan.delta_action)]
+        # Known while this is traced: a plan is numpy's.
+        moves = [bool(np.any(delta)) for delta in (plan.delta_video, plan.delta_action)]
         steps, rows = len(plan.tau_video), len(x[0])
 
         def step(carry: tuple, given: tuple[Plan, Array]) -> tuple[tuple, None]:
             (x, last, agree, run), (row, is_end) = carry, given
             reuse = agree & (run < MOST_IN_A_ROW) & ~is_end
-            new = jax.lax.cond(
-                jnp.all(reuse), lambda: last, lambda: field(x, row.tau_video, row.tau_action)
-            )  # fmt: skip
+            new = jax.lax.cond(jnp.all(reuse), lambda: last, lambda: field(x, row.tau_video, row.tau_action))
             v = tuple(jnp.where(_as_rows(reuse, b), a, b) for a, b in zip(last, new))
             agree = jnp.where(reuse, agree, _change(v, last, moves) < threshold)
             run = jnp.where(reuse, run + 1, 0)

@@ -17,7 +17,7 @@ Velocities = Callable[[Array, Array, Array, Array], Pair]
 
 
 def make_plan(mode: Mode, video_steps: int, action_steps: int, grid_shift: float = 1.0) -> Plan:
-    """Noise levels and steps of both modalities.
+    """Noise levels and steps of both modalities; as numpy's, so that they are known while a sampler is traced.
 
     Args:
       video_steps, action_steps: steps of each modality where it is denoised. If they differ, the one with fewer waits
@@ -36,13 +36,12 @@ def make_plan(mode: Mode, video_steps: int, action_steps: int, grid_shift: float
             rows += flow_matching.spread(flow_matching.time_grid(counts[name], grid_shift), total)
         else:
             rows += flow_matching.pinned(0.0 if role is Role.GIVEN else 1.0, total)
-    return Plan(*(jnp.asarray(row) for row in rows))
+    return Plan(*rows)
 
 
 def noise_levels(plan: Plan) -> tuple[Float[np.ndarray, " N"], Float[np.ndarray, " M"]]:
     """Every level at which a plan evaluates the video and the actions, and 0, where a condition frame may be."""
-    tau_video, delta_video, tau_action, delta_action = map(np.asarray, plan)
-    pairs = ((tau_video, delta_video), (tau_action, delta_action))
+    pairs = ((plan.tau_video, plan.delta_video), (plan.tau_action, plan.delta_action))
     return tuple(np.unique(np.concatenate([tau, tau + delta, np.zeros(1, np.float32)])) for tau, delta in pairs)
 
 

@@ -43,9 +43,8 @@ def denoise_with_tail(
     reuse: float = 0.0,
 ) -> Pair:
     """As `denoise` with Euler steps, of which the first `joint_steps` (at least 1, fewer than all) are joint ones."""
-    # As numpy's, so that what a plan does stays known while the sampler is traced.
     head, turn, rest = (
-        jax.tree.map(lambda row, part=part: np.asarray(row)[part], plan)
+        jax.tree.map(lambda row, part=part: row[part], plan)
         for part in (slice(joint_steps - 1), joint_steps - 1, slice(joint_steps, None))
     )
     if joint_steps > 1:
