@@ -11,7 +11,7 @@ import numpy as np
 
 from motus_jax.data.contract import Contract
 from motus_jax.data.mixture import make_dataset, settings_of
-from motus_jax.data.storage import Home
+from motus_jax.data.run_path import Home
 from motus_jax.evaluate import what_is_given
 from motus_jax.evaluation.held_out import ActionUnits, spread
 from motus_jax.models.system import System
