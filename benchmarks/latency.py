@@ -73,13 +73,12 @@ def main(argv: Sequence[str]) -> None:
         subject = from_run(run_path.of(given.workdir), given.observations)
     else:
         subject = from_random(given.config, given.observations, depth=given.depth, scan_unroll=given.unroll)
-    report = describe(subject, argv[1:]) | {"modes": {}}
+    report, path = describe(subject, argv[1:]) | {"modes": {}}, pathlib.Path(given.out)
+    path.parent.mkdir(parents=True, exist_ok=True)
     for mode in given.modes:
         report["modes"][mode] = measure(subject, mode, given)
         print(table(mode, report["modes"][mode]), flush=True)
-    path = pathlib.Path(given.out)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(report, indent=1) + "\n")
+        path.write_text(json.dumps(report, indent=1) + "\n")
     draw(report, path.with_suffix(".png"))
 
 

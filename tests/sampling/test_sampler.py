@@ -138,6 +138,17 @@ def test_weights_are_made_smaller_once(small):
     np.testing.assert_allclose(kernel * scale[:, None], before, atol=0.5001 * scale.max())
 
 
+def test_8_bits_halve_the_experts_of_the_full_size():
+    system = System(phase3.get_config())
+    params = jax.eval_shape(system.init, jax.random.key(0))
+
+    def gigabytes(weights):
+        ready = jax.eval_shape(lambda tree: precision.prepared(system, tree, Settings(1, 1, weights=weights)), params)
+        return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(ready["motus"]["layers"])) / 1e9
+
+    assert 11.5 < gigabytes("") < 11.7 and 5.75 < gigabytes("int8") < 5.85
+
+
 @pytest.mark.parametrize("mode", ["joint", "vla"])
 def test_the_full_size_has_the_shapes_of_its_answer(mode):
     config = phase3.get_config()
