@@ -93,11 +93,11 @@ def switches(steps: int, reuse: float, dtype: str) -> dict[str, dict[str, Any]]:
         "reuse": {"reuse": reuse},
         "tail after half": {"action_tail": fewer},
         "tail after 2": {"action_tail": 2},
-        "tail after 2, reuse": {"action_tail": 2, "reuse": reuse},
-        "half the steps, tail after 1": {"video_steps": fewer, "action_steps": fewer, "action_tail": 1},
+        "tail after 2 and reuse": {"action_tail": 2, "reuse": reuse},
+        "half the steps and tail after 1": {"video_steps": fewer, "action_steps": fewer, "action_tail": 1},
         "bfloat16": low,
         "int8": {"weights": "int8"},
-        "tail after 2, int8": {"action_tail": 2, "weights": "int8"},
+        "tail after 2 and int8": {"action_tail": 2, "weights": "int8"},
     }
     return {name: change for name, change in rows.items() if change or name == EXACT}
 
