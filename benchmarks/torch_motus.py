@@ -25,7 +25,7 @@ def mlp(widths: list[int], activation: nn.Module) -> nn.Sequential:
 
 def sinusoid(t: Tensor, width: int) -> Tensor:
     """[cos | sin] of timesteps [B], angles in float64 as Wan has them; float32 [B, width]."""
-    ladder = 10_000 ** (-torch.arange(width // 2, dtype=torch.float64) / (width // 2))
+    ladder = 10_000 ** (-torch.arange(width // 2, dtype=torch.float64, device=t.device) / (width // 2))
     angle = t.double()[:, None] * ladder
     return torch.cat([angle.cos(), angle.sin()], -1).float()
 
@@ -37,14 +37,15 @@ def modulated(x: Tensor, shift: Tensor, scale: Tensor, eps: float) -> Tensor:
 
 def rotate(x: Tensor, rope: Tensor) -> Tensor:
     """Rotates adjacent pairs of x [B, S, N, K] by the unit complex numbers `rope` [S, 1, K/2]."""
-    pairs = torch.view_as_complex(x.unflatten(-1, (-1, 2)))
+    pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))
     return torch.view_as_real(pairs * rope).flatten(-2)
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None) -> Tensor:
     """Softmax attention over [B, S, N, K]; keys where `key_mask` [B, S] is False get no weight."""
     mask = None if key_mask is None else key_mask[:, None, None, :]
-    out = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), attn_mask=mask)
+    q, k, v = (tensor.to(v.dtype).transpose(1, 2) for tensor in (q, k, v))
+    out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
     return out.transpose(1, 2)
 
 
@@ -223,7 +224,7 @@ class ActionExpert(Timed):
         state = self.input_encoder.state_encoder(state)[:, None]
         tokens = [state, self.input_encoder.action_encoder(actions), self.registers.expand(len(state), -1, -1)]
         x = torch.cat(tokens, 1)
-        return x + torch.from_numpy(position_table(x.shape[1], x.shape[2]))
+        return x + torch.from_numpy(position_table(x.shape[1], x.shape[2])).to(x.device)
 
 
 class UnderstandingExpert(nn.Module):
@@ -236,7 +237,7 @@ class UnderstandingExpert(nn.Module):
 
 
 class TorchMotus(nn.Module):
-    """Motus in the form with state, float32, text padding masked, one timestep for all video tokens."""
+    """Motus in the form with state, text padding masked, one timestep for all video tokens."""
 
     def __init__(self, config: MotusConfig) -> None:
         super().__init__()
@@ -265,7 +266,7 @@ class TorchMotus(nn.Module):
         text = wan.text_embedding(text_states)
         head_v, time_v = wan.embed_time(t_video)
         head_a, time_a = action.embed_time(t_action)
-        cos, sin = (torch.from_numpy(table) for table in rope_table(grid, self.config.video.head_dim))
+        cos, sin = (torch.from_numpy(table).to(x.device) for table in rope_table(grid, self.config.video.head_dim))
         rope = torch.complex(cos, sin)[:, None]
         sizes = [x.shape[1], a.shape[1], u.shape[1]]
         key_mask = torch.cat([vlm_mask.new_ones(len(x), sizes[0] + sizes[1]), vlm_mask], 1)

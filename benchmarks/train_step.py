@@ -24,7 +24,7 @@ import numpy as np
 from absl import flags
 from scipy import stats
 
-from benchmarks.machine import cpu_model
+from benchmarks.machine import busy_seconds, cpu_model
 from motus_jax import cli
 from motus_jax.errors import UserError
 
@@ -83,12 +83,12 @@ def serve(side: str) -> None:
 
 def block(step: Any) -> dict[str, Any]:
     """Wall time of every step [s], processor time a step [s], cores kept busy by other processes meanwhile."""
-    busy, cpu, walls = _busy(), time.process_time(), [time.perf_counter()]
+    busy, cpu, walls = busy_seconds(), time.process_time(), [time.perf_counter()]
     for _ in range(STEPS.value):
         step()
         walls.append(time.perf_counter())
     spent, total = time.process_time() - cpu, walls[-1] - walls[0]
-    others = max(0.0, _busy() - busy - spent) / total
+    others = max(0.0, busy_seconds() - busy - spent) / total
     return {"wall_s": np.diff(walls).tolist(), "cpu_s": spent / STEPS.value, "other_cores": others}
 
 
@@ -150,13 +150,6 @@ def _answer(process: subprocess.Popen, side: str) -> str:
     if not line:
         raise UserError(f"the {side} side ended with exit code {process.wait()}; its error stands above")
     return line
-
-
-def _busy() -> float:
-    """Processor seconds spent by all processes since boot, waiting and idling left out (Linux)."""
-    user, nice, system, _, _, irq, soft_irq = map(int, pathlib.Path("/proc/stat").read_text().split()[1:8])
-    return (user + nice + system + irq + soft_irq) / os.sysconf("SC_CLK_TCK")
-
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ import numpy as np
 from absl import flags
 from scipy import stats
 
-from benchmarks.machine import cpu_model
+from benchmarks.machine import busy_seconds, cpu_model
 from motus_jax import cli
 from motus_jax.errors import UserError
 from motus_jax.models.video_vae import VideoVaeConfig
@@ -122,10 +122,10 @@ def serve(*functions: Callable[[], Any]) -> None:
 
 def turn(function: Callable[[], Any]) -> dict[str, float]:
     """Wall and processor time of a call [s], and cores kept busy by other processes meanwhile."""
-    busy, cpu, wall = _busy(), time.process_time(), time.perf_counter()
+    busy, cpu, wall = busy_seconds(), time.process_time(), time.perf_counter()
     function()
     spent, total = time.process_time() - cpu, time.perf_counter() - wall
-    return {"wall_s": total, "cpu_s": spent, "other_cores": max(0.0, _busy() - busy - spent) / total}
+    return {"wall_s": total, "cpu_s": spent, "other_cores": max(0.0, busy_seconds() - busy - spent) / total}
 
 
 def measure(arguments: list[str], cores: set[int]) -> dict[str, Any]:
@@ -188,13 +188,6 @@ def _answer(process: subprocess.Popen, side: str) -> str:
     if not line:
         raise UserError(f"the {side} side ended with exit code {process.wait()}; its error stands above")
     return line
-
-
-def _busy() -> float:
-    """Processor seconds spent by all processes since boot, waiting and idling left out (Linux)."""
-    user, nice, system, _, _, irq, soft_irq = map(int, pathlib.Path("/proc/stat").read_text().split()[1:8])
-    return (user + nice + system + irq + soft_irq) / os.sysconf("SC_CLK_TCK")
-
 
 
 if __name__ == "__main__":

@@ -77,9 +77,14 @@ def get_config() -> ml_collections.ConfigDict:
         "accumulate": 1,
     })
     config.mesh = ml_collections.ConfigDict({"replica": 1, "fsdp": -1, "tensor": 1})
-    config.sampling = ml_collections.ConfigDict(
-        {"video_steps": 2, "action_steps": 4, "solver": "euler", "grid_shift": 5.0}
-    )
+    config.sampling = ml_collections.ConfigDict({
+        "video_steps": 2, "action_steps": 4, "solver": "euler", "grid_shift": 5.0,
+        # What makes a sampler faster and no longer exact (docs/serving.md); these are off.
+        "reuse": 0.0,  # velocities that change by less than this share are taken again in the next step
+        "action_tail": 0,  # joint steps, after which the actions go on alone
+        "dtype": "",  # of the experts' products: float32 or bfloat16; empty: the model's
+        "weights": "",  # or int8: what a policy keeps the layers' matrices in
+    })
     config.checkpoint = ml_collections.ConfigDict({"every": 500, "keep": 2})
     config.log_every = 20
     config.validate_every = 500

@@ -25,6 +25,7 @@ from motus_jax.evaluation.held_out import ActionUnits, HeldOut, spread
 from motus_jax.evaluation.runner import FORWARD, INVERSE, Evaluator, Predict
 from motus_jax.models.system import System
 from motus_jax.modes import MODES, Role, get_mode
+from motus_jax.sampling.precision import prepared
 from motus_jax.sampling.sampler import make_sampler
 from motus_jax.train import set_up_jax
 from motus_jax.training import workdir
@@ -156,12 +157,13 @@ def train_batches(train: Dataset, size: int) -> Iterator[dict[str, np.ndarray]]:
 
 def make_predict(loaded: Loaded) -> Predict:
     """The model as the evaluator calls it; each mode's sampler is compiled at its first call."""
-    system, samplers = System(loaded.config), {}
+    system, sampling, samplers = System(loaded.config), loaded.config.sampling, {}
+    params = prepared(system, loaded.params, sampling)
 
     def predict(mode: str, batch: Mapping[str, np.ndarray], key: jax.Array) -> Mapping[str, jax.Array]:
         if mode not in samplers:
-            samplers[mode] = make_sampler(system, mode, loaded.config.sampling)
-        return samplers[mode](loaded.params, loaded.frozen, what_is_given(mode, batch), key)
+            samplers[mode] = make_sampler(system, mode, sampling)
+        return samplers[mode](params, loaded.frozen, what_is_given(mode, batch), key)
 
     return predict
 

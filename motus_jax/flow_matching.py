@@ -103,7 +103,7 @@ def _like(tau: Float[Array, "*lead"], data: Array) -> Array:
 
 
 class Plan(NamedTuple):
-    """What the integration does in each of its steps; all arrays float32 [steps].
+    """What the integration does in each of its steps; all arrays float32 [steps], jax's or numpy's.
 
     A modality that is pinned, or that has fewer steps than the other, has a zero `delta` in some rows.
     """
@@ -146,7 +146,8 @@ VelocityFn = Callable[[Pair, Array, Array], Pair]
 """(video, action), tau_video, tau_action (scalars) -> velocities of both."""
 
 
-def _advance(x: Pair, v: Pair, row: Plan) -> Pair:
+def advance(x: Pair, v: Pair, row: Plan) -> Pair:
+    """One step along the velocities `v`, as long as a row of the plan says."""
     return x[0] + v[0] * row.delta_video, x[1] + v[1] * row.delta_action
 
 
@@ -154,7 +155,7 @@ def euler(field: VelocityFn, x: Pair, plan: Plan) -> Pair:
     """First order: one evaluation a step."""
 
     def step(x: Pair, row: Plan) -> tuple[Pair, None]:
-        return _advance(x, field(x, row.tau_video, row.tau_action), row), None
+        return advance(x, field(x, row.tau_video, row.tau_action), row), None
 
     return jax.lax.scan(step, x, plan)[0]
 
@@ -164,10 +165,10 @@ def heun(field: VelocityFn, x: Pair, plan: Plan) -> Pair:
 
     def step(x: Pair, row: Plan) -> tuple[Pair, None]:
         first = field(x, row.tau_video, row.tau_action)
-        there = _advance(x, first, row)
+        there = advance(x, first, row)
         second = field(there, row.tau_video + row.delta_video, row.tau_action + row.delta_action)
         mean = tuple((a + b) / 2 for a, b in zip(first, second))
-        return _advance(x, mean, row), None
+        return advance(x, mean, row), None
 
     return jax.lax.scan(step, x, plan)[0]
 
@@ -182,7 +183,7 @@ def adams_bashforth(field: VelocityFn, x: Pair, plan: Plan) -> Pair:
         blended = tuple(_extrapolate(v, w, d, e) for v, w, d, e in zip(now, last, deltas, last_delta))
         kept = tuple(jnp.where(d == 0, w, v) for v, w, d in zip(now, last, deltas))
         kept_delta = tuple(jnp.where(d == 0, e, d) for d, e in zip(deltas, last_delta))
-        return (_advance(x, blended, row), kept, kept_delta), None
+        return (advance(x, blended, row), kept, kept_delta), None
 
     zero = jnp.zeros((), jnp.float32)
     start = (x, jax.tree.map(jnp.zeros_like, x), (zero, zero))

@@ -26,8 +26,12 @@ from motus_jax.evaluation.held_out import ActionUnits
 from motus_jax.models.system import System
 from motus_jax.modes import MODES, get_mode
 from motus_jax.sampling import pictures
+from motus_jax.sampling.precision import prepared
 from motus_jax.sampling.sampler import make_sampler
 from motus_jax.training.checkpoint import Loaded, load_for_inference
+
+SAMPLING_FLAGS = ("video_steps", "action_steps", "solver", "reuse", "action_tail", "dtype", "weights")
+"""What may differ from `config.sampling`."""
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -47,6 +51,10 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--video_steps", type=int, help="denoising steps of the video (default: the config's)")
     parser.add_argument("--action_steps", type=int, help="denoising steps of the actions (default: the config's)")
     parser.add_argument("--solver", help="euler, heun or adams_bashforth (default: the config's)")
+    parser.add_argument("--reuse", type=float, help="change of the velocities below which a step reuses them; 0: never")
+    parser.add_argument("--action_tail", type=int, help="joint steps before the actions go on alone; 0: all")
+    parser.add_argument("--dtype", help="of the experts' products: float32 or bfloat16 (default: the config's)")
+    parser.add_argument("--weights", help="int8: the layers' matrices in 8 bits (default: the config's)")
     parser.add_argument("--out", required=True, type=run_path.local, help="folder for the results")
     arguments = parser.parse_args(argv[1:])
     get_mode(arguments.mode)
@@ -65,9 +73,11 @@ def main(argv: Sequence[str]) -> None:
         )
     episode = dataset.episodes[arguments.episode]
     example = dataset.example(episode, arguments.frame)
-    sample = make_sampler(System(loaded.config), arguments.mode, sampling_config(loaded, arguments))
+    system, sampling = System(loaded.config), sampling_config(loaded, arguments)
+    sample = make_sampler(system, arguments.mode, sampling)
     batch = {name: np.asarray(value)[None] for name, value in example.items()}
-    result = sample(loaded.params, loaded.frozen, batch, jax.random.key(arguments.seed))
+    params = prepared(system, loaded.params, sampling)
+    result = sample(params, loaded.frozen, batch, jax.random.key(arguments.seed))
     first = {name: np.asarray(value[0]) for name, value in result.items()}
     arrays = in_robot_units(dataset, contract, (episode, arguments.frame), first)
     arguments.out.mkdir(parents=True, exist_ok=True)
@@ -85,9 +95,9 @@ def open_dataset(loaded: Loaded, contract: Contract, arguments: argparse.Namespa
 
 
 def sampling_config(loaded: Loaded, arguments: argparse.Namespace) -> ml_collections.ConfigDict:
-    """`config.sampling` with what the command line says instead."""
+    """`config.sampling` with what the command line says instead (the flags of `SAMPLING_FLAGS`)."""
     sampling = loaded.config.sampling.copy_and_resolve_references()
-    for name in ("video_steps", "action_steps", "solver"):
+    for name in SAMPLING_FLAGS:
         if getattr(arguments, name) is not None:
             sampling[name] = getattr(arguments, name)
     return sampling

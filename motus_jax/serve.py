@@ -48,6 +48,10 @@ def define_flags() -> None:
     flags.DEFINE_string(
         "prefix", "", "go on from actions that the robot is committed to: hard, guided or conditioned (default: no)"
     )
+    flags.DEFINE_float("reuse", None, "change of the velocities below which a step reuses them; 0: never")
+    flags.DEFINE_integer("action_tail", None, "joint steps before the actions go on alone; 0: all (docs/serving.md)")
+    flags.DEFINE_string("dtype", None, "of the experts' products: float32 or bfloat16 (default: the config's)")
+    flags.DEFINE_string("weights", None, "int8: the layers' matrices in 8 bits (default: the config's)")
     flags.DEFINE_integer("seed", 0, "of the noise, where a request names none", lower_bound=0, upper_bound=2**32 - 1)
     flags.DEFINE_list("cameras", [], "cameras that clients call something else, as top=cam_high,wrist=cam_left_wrist")
     flags.DEFINE_string("protocol", "openpi", "what clients speak: openpi, vla_eval, roboarena or xpolicylab")
@@ -102,15 +106,15 @@ def load_policy(given: flags.FlagValues):
 
     # Imported after the platform is chosen, in case an import touches a device.
     from motus_jax.robots.policy import Policy
-    from motus_jax.sample import sampling_config
+    from motus_jax.sample import SAMPLING_FLAGS, sampling_config
     from motus_jax.training.checkpoint import load_for_inference
 
     loaded = load_for_inference(run_path.of(given.workdir), given.step)
     say(f"checkpoint of step {loaded.step} in {given.workdir}")
-    steps = argparse.Namespace(video_steps=given.video_steps, action_steps=given.action_steps, solver=given.solver)
+    asked = argparse.Namespace(**{name: getattr(given, name) for name in SAMPLING_FLAGS})
     return Policy(
         loaded, source=given.source, mode=given.mode, modes=given.modes, max_batch=given.max_batch, prefix=given.prefix,
-        sampling=sampling_config(loaded, steps), seed=given.seed, camera_names=read_names(given.cameras), say=say,
+        sampling=sampling_config(loaded, asked), seed=given.seed, camera_names=read_names(given.cameras), say=say,
     )  # fmt: skip
 
 

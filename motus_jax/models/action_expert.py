@@ -22,7 +22,7 @@ from motus_jax.models.layers import (
     position_table,
 )
 from motus_jax.models.small_block import NarrowAttention
-from motus_jax.models.video_expert import MODULATION, TimeEmbedding
+from motus_jax.models.video_expert import MODULATION, TimeCache, TimeEmbedding
 
 
 class ActionBlock(nn.Module):
@@ -90,17 +90,19 @@ class ActionExpert(nn.Module):
             tokens = jnp.concatenate([self.state_encoder(state)[:, None], tokens, registers], axis=1)
         return tokens.astype(jnp.float32) + position_table(tokens.shape[1], self.config.width)
 
-    def embed_time(self, t: Float[Array, " B"] | Float[Array, "B T"]) -> tuple[Array, Array]:
+    def embed_time(
+        self, t: Float[Array, " B"] | Float[Array, "B T"], cache: TimeCache | None = None
+    ) -> tuple[Array, Array]:
         """Vectors [B, G, D] and [B, G, 6, D] of timesteps; G is 1, or all tokens where each action has its own.
 
         The state and the registers have the chunk's, which is the last action's: a clean prefix is never all of it.
         """
         if t.ndim == 1:
-            return self.time(t[:, None])
-        if self.config.with_state:
+            t = t[:, None]
+        elif self.config.with_state:
             rest = jnp.repeat(t[:, -1:], 1 + self.config.registers, axis=1)
             t = jnp.concatenate([rest[:, :1], t, rest[:, 1:]], axis=1)
-        return self.time(t)
+        return self.time(t) if cache is None else cache.at(t)
 
     def decode(self, x: Float[Array, "B S D"], time: Float[Array, "B G D"]) -> Float[Array, "B S A"]:
         """Velocity of every token; `action_rows` picks the actions' own."""

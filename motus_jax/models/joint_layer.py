@@ -11,6 +11,7 @@ from jaxtyping import Array, Bool, Float
 
 from motus_jax.models import placement
 from motus_jax.models.action_expert import ActionBlock
+from motus_jax.models.action_tail import LayerMemory, remember
 from motus_jax.models.config import MotusConfig
 from motus_jax.models.layers import attention
 from motus_jax.models.understanding_expert import UnderstandingBlock
@@ -46,10 +47,16 @@ class Conditions(NamedTuple):
 
 
 class JointLayer(nn.Module):
-    """Maps `Streams` to `Streams`; written for `nn.scan` (carry in, carry out)."""
+    """Maps `Streams` to `Streams`; written for `nn.scan` (carry in, carry out).
+
+    Attributes:
+      trace: also returns the intermediates of the golden files by name.
+      remember: also returns what a later evaluation of the actions alone needs (`action_tail`).
+    """
 
     config: MotusConfig
     trace: bool = False
+    remember: bool = False
 
     def setup(self) -> None:
         c = self.config
@@ -60,14 +67,14 @@ class JointLayer(nn.Module):
 
     def __call__(
         self, x: Streams, conditions: Conditions, text_cache: tuple[Array, Array] | None
-    ) -> tuple[Streams, dict[str, Array] | None]:
+    ) -> tuple[Streams, dict[str, Array] | LayerMemory | None]:
         """One layer.
 
         Args:
           text_cache: this layer's keys and values of the text, or None to compute them from `conditions.text`.
 
         Returns:
-          The streams, and, if `trace`, the intermediates of the golden files by name.
+          The streams, and what `trace` or `remember` ask for.
         """
         c, x = conditions, Streams(*map(placement.by_example, x))
         parts = (
@@ -79,20 +86,21 @@ class JointLayer(nn.Module):
         out = attention(q, k, v, c.key_mask)
         joined, crossed, done = self._own_work(x, out, c, text_cache)
         if not self.trace:
-            return done, None
+            return done, self._remembered(x, k, v)
         seen = {f"joint_attention.{name}": tensor for name, tensor in zip("qkvo", (q, k, v, out))}
         seen |= {f"after_joint.{name}": tensor for name, tensor in joined._asdict().items()}
         seen |= {f"out.{name}": tensor for name, tensor in done._asdict().items()}
         return done, seen | {"after_cross.video": crossed}
 
     def last(
-        self, x: Streams, conditions: Conditions, text_cache: tuple[Array, Array] | None, condition_tokens: int
-    ) -> Streams:
+        self, x: Streams, conditions: Conditions, text_cache: tuple[Array, Array] | None, only_keys: int
+    ) -> tuple[Streams, LayerMemory | None]:
         """The last layer as far as velocities depend on it.
 
-        The video's first `condition_tokens` and the understanding stream are keys here, and come out as they came in.
+        The video's first `only_keys` tokens (its condition frame, or all where the actions' velocity alone is wanted)
+        and the understanding stream are keys here, and come out as they came in.
         """
-        c, first = conditions, condition_tokens
+        c, first = conditions, only_keys
         parts = (
             self.video.qkv(x.video, c.video_time, c.rope),
             self.action.qkv(x.action, c.action_time),
@@ -104,7 +112,11 @@ class JointLayer(nn.Module):
             c = c._replace(video_time=c.video_time[:, 1:])
         asking = Streams(x.video[:, first:], x.action, x.understanding[:, :0])
         _, _, done = self._own_work(asking, out, c, text_cache)
-        return Streams(jnp.concatenate([x.video[:, :first], done.video], axis=1), done.action, x.understanding)
+        video = jnp.concatenate([x.video[:, :first], done.video], axis=1)
+        return Streams(video, done.action, x.understanding), self._remembered(x, k, v)
+
+    def _remembered(self, x: Streams, k: Array, v: Array) -> LayerMemory | None:
+        return remember(k, v, x.video.shape[1], x.action.shape[1]) if self.remember else None
 
     def _own_work(
         self, x: Streams, out: Float[Array, "B S N K"], conditions: Conditions, text_cache: tuple[Array, Array] | None

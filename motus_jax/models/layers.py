@@ -26,6 +26,8 @@ MASKED = -1e30
 """Added to the scores of padded keys."""
 ADAPTERS = ("lora_a", "lora_b")
 """Leaves [in, r] and [r, out] that may lie beside a kernel (`motus_jax.weights.lora`)."""
+SCALE = "kernel_scale"
+"""Leaf [out] beside a kernel of 8-bit numbers: its columns' unit (`motus_jax.sampling.precision`)."""
 
 
 class Dense(nn.Module):
@@ -46,6 +48,8 @@ class Dense(nn.Module):
         kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features))
         x2 = _two_axes(x).astype(self.dtype)
         y = x2 @ placement.whole(kernel, self.dtype)
+        if self.has_variable("params", SCALE):
+            y = (y * self.get_variable("params", SCALE)).astype(self.dtype)
         if self.has_variable("params", ADAPTERS[0]):
             a, b = (self.get_variable("params", name).astype(self.dtype) for name in ADAPTERS)
             y = y + x2 @ a @ b

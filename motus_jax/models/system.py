@@ -18,11 +18,12 @@ from jaxtyping import Array, Bool, Float, PRNGKeyArray, UInt8
 
 from motus_jax import flow_matching, modes
 from motus_jax.errors import UserError
+from motus_jax.models import action_tail
 from motus_jax.models.action_prefix import Prefixes
 from motus_jax.models.config import get_variant
 from motus_jax.models.encoders import UNDERSTANDING_ENCODERS, VIDEO_ENCODERS, pick, text_encoder, unit
 from motus_jax.models.losses import action_loss, seen_places, video_loss
-from motus_jax.models.motus import Context, Motus, with_text_cache
+from motus_jax.models.motus import Context, Motus, with_text_cache, with_time_cache
 
 ENCODERS = ("video_codec", "text_encoder", "vlm")
 BANDS = 4
@@ -174,7 +175,7 @@ class System:
 
     def _init_parts(self, key: PRNGKeyArray) -> Params:
         """Everything but the video encoder."""
-        config, batch = self.motus_config, self._empty_batch()
+        config, batch = self.motus_config, self.empty_batch()
         keys = jax.random.split(key, 3)
         tokens, mask = batch["instruction"], batch["instruction_mask"]
         text_params = self.text_encoder.init(keys[0], tokens, mask)["params"]
@@ -186,7 +187,7 @@ class System:
         )["params"]
         return {"motus": motus_params, "text_encoder": text_params, "vlm": vlm_params}
 
-    def _empty_batch(self) -> dict[str, Array]:
+    def empty_batch(self) -> dict[str, Array]:
         """What initialisation needs of a batch of one."""
         data = self.config.data
         tokens = jnp.zeros((1, data.instruction_length), jnp.int32)
@@ -203,6 +204,13 @@ class System:
             batch |= {"chat": chat, "chat_mask": jnp.ones_like(chat, bool), "chat_positions": positions}
         return batch
 
+    def with_time_cache(
+        self, params: Params, context: Context, tau_video: Float[Array, " N"], tau_action: Float[Array, " M"]
+    ) -> Context:
+        """The same context with the time embeddings of all noise levels that a sampling run will ask for."""
+        times = (flow_matching.TIMESTEP_SCALE * tau for tau in (tau_video, tau_action))
+        return with_time_cache(self.motus_config, params["motus"], context, *times)
+
     def velocities(
         self,
         params: Params,
@@ -213,23 +221,50 @@ class System:
         tau_action: Float[Array, " B"] | Float[Array, "B T"],
         context: Context,
         state_mask: Bool[Array, "B P"] | None = None,
-    ) -> tuple[Array, Array]:
+        *,
+        only_actions: bool = False,
+        remember: bool = False,
+    ) -> tuple[Array, Array] | tuple[Array, Array, action_tail.Memory]:
         """Velocities of both modalities, whatever the network itself predicts (`config.model.prediction`).
 
         Each action may have a noise level of its own: a committed prefix has 0, and its velocity no meaning. A state
-        without any real dim (`state_mask`) is not attended to.
+        without any real dim (`state_mask`) is not attended to. With `only_actions` the video's are not computed and
+        have no meaning. With `remember` also what `action_velocities` needs.
         """
         has_state = None if state is None or state_mask is None else jnp.any(state_mask, axis=-1)
         times = (flow_matching.TIMESTEP_SCALE * tau for tau in (tau_video, tau_action))
-        outputs = self.motus.apply(
-            {"params": params["motus"]}, video, actions, state, *times, context, has_state, method="velocities"
+        motus = Motus(self.motus_config, remember=True) if remember else self.motus
+        of_video, of_actions, *memory = motus.apply(
+            {"params": params["motus"]}, video, actions, state, *times, context, has_state, only_actions,
+            method="velocities",
+        )  # fmt: skip
+        velocities = (
+            self._velocity("video", of_video, video, tau_video),
+            self._velocity("action", of_actions, actions, tau_action),
         )
-        kinds = self.config.model.prediction
-        rows = ((kinds.video, video, tau_video), (kinds.action, actions, tau_action))
-        return tuple(
-            flow_matching.clean_to_velocity(output, noisy, tau) if kind == "clean" else output
-            for output, (kind, noisy, tau) in zip(outputs, rows)
+        return (*velocities, *memory)
+
+    def action_velocities(
+        self,
+        params: Params,
+        actions: Float[Array, "B T A"],
+        state: Float[Array, "B P"] | None,
+        tau_action: Float[Array, " B"],
+        context: Context,
+        memory: action_tail.Memory,
+    ) -> Float[Array, "B T A"]:
+        """The actions' velocities, the other streams frozen as an earlier evaluation remembers them."""
+        cache = context.time_cache and context.time_cache[1]
+        t = flow_matching.TIMESTEP_SCALE * tau_action
+        output = action_tail.action_velocity(
+            self.motus_config, params["motus"], actions, state, t, memory, cache
         )
+        return self._velocity("action", output, actions, tau_action)
+
+    def _velocity(self, name: str, output: Array, noisy: Array, tau: Float[Array, " B"]) -> Array:
+        """The velocity that the network's output means (`config.model.prediction`)."""
+        clean = self.config.model.prediction[name] == "clean"
+        return flow_matching.clean_to_velocity(output, noisy, tau) if clean else output
 
     def loss(
         self,

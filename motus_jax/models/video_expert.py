@@ -3,6 +3,8 @@
 Source: Wan2.2 `modules/model.py`; parameter names follow `motus_jax.weights.motus`.
 """
 
+from typing import NamedTuple
+
 import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
@@ -44,6 +46,25 @@ class TimeEmbedding(nn.Module):
         head = Mlp((self.width, self.width), jnp.float32, kernel_init=SMALL, name="embedding")(wave)
         blocks = Dense(6 * self.width, jnp.float32, name="projection")(nn.silu(head))
         return head, blocks.reshape(*t.shape, 6, self.width)
+
+
+class TimeCache(NamedTuple):
+    """One expert's embeddings of N timesteps, float32.
+
+    Attributes:
+      t: the timesteps [N].
+      head: for the head [N, D].
+      blocks: six modulation vectors for the layers [N, 6, D].
+    """
+
+    t: Float[Array, " N"]
+    head: Float[Array, "N D"]
+    blocks: Float[Array, "N 6 D"]
+
+    def at(self, t: Float[Array, "B G"]) -> tuple[Float[Array, "B G D"], Float[Array, "B G 6 D"]]:
+        """What `TimeEmbedding` gives for timesteps of the cache; for another one, what it gives for the nearest."""
+        place = jnp.argmin(jnp.abs(t[..., None] - self.t), axis=-1)
+        return self.head[place], self.blocks[place]
 
 
 class CrossAttention(nn.Module):
@@ -90,7 +111,7 @@ class SelfAttention(nn.Module):
         return apply_rope(q, *rope), apply_rope(k, *rope), self.v(x).reshape(heads)
 
     def output(self, x: Float[Array, "B S N K"]) -> Float[Array, "B S D"]:
-        return self.o(x.reshape(*x.shape[:-2], -1))
+        return self.o(x.reshape(*x.shape[:-2], x.shape[-2] * x.shape[-1]))  # -1 would not do without tokens
 
 
 class VideoBlock(nn.Module):
@@ -172,8 +193,8 @@ class VideoExpert(nn.Module):
     def embed_text(self, states: Float[Array, "B M E"]) -> Float[Array, "B M D"]:
         return self.text_embedding(states)
 
-    def embed_time(self, t: Float[Array, "B G"]) -> tuple[Array, Array]:
-        return self.time(t)
+    def embed_time(self, t: Float[Array, "B G"], cache: TimeCache | None = None) -> tuple[Array, Array]:
+        return self.time(t) if cache is None else cache.at(t)
 
     def velocity(
         self, x: Float[Array, "B S D"], time: Float[Array, "B G D"], shape: tuple[int, ...]

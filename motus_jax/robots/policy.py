@@ -40,6 +40,7 @@ from motus_jax.modes import Role, get_mode
 from motus_jax.robots.committed import Committed
 from motus_jax.robots.fields import found, numbers
 from motus_jax.sampling.observation import observe
+from motus_jax.sampling.precision import prepared
 from motus_jax.sampling.prefix import takes_prefix
 from motus_jax.sampling.sampler import sampling_function
 from motus_jax.training.checkpoint import Loaded, load_for_inference
@@ -122,9 +123,9 @@ class Policy:
         self._check_mode(self.mode)
         self.committed = Committed.by(prefix, system)
         self._texts = Texts(self.contract, loaded.config.data)
-        self._trees = (loaded.params, loaded.frozen)
         self.metadata = self._describe(loaded.step)
         sampling = loaded.config.sampling if sampling is None else sampling
+        self._trees = (prepared(system, loaded.params, sampling), loaded.frozen)
         self._compiled = {
             (program, size): self._compile(system, sampling, program, size, say)
             for program in self._programs()
