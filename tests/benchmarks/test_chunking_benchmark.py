@@ -1,4 +1,7 @@
-"""Jumps and errors are measured where they are, on answers that are known."""
+"""Jumps and errors are measured where they are, on answers that are known; what the committed result says."""
+
+import json
+import pathlib
 
 import numpy as np
 import pytest
@@ -41,3 +44,11 @@ def test_what_is_compared():
     answers = dict.fromkeys(("", "hard", "guided"))
     assert set(chunking.ways(answers, 0)) == {"synchronous", "guided", "blend", "average"}
     assert set(chunking.ways(answers, 2)) == {"synchronous", "naive", "hard", "guided", "blend", "average"}
+
+
+def test_guided_and_faded_chunks_jump_less_in_the_committed_result():
+    (file,) = (pathlib.Path(chunking.__file__).parent / "results").glob("chunking_*.json")
+    found = json.loads(file.read_text())["ways"]
+    for delay in (1, 2, 3):
+        jumps = {way: found[f"{way}, delay {delay}"]["jump"]["value"] for way in ("naive", "hard", "guided", "blend")}
+        assert max(jumps["guided"], jumps["blend"]) < 0.7 * jumps["naive"] and jumps["hard"] < jumps["naive"]
