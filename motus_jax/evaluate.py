@@ -1,7 +1,7 @@
 """Measures a trained model: each mode against its baselines on held-out chunks, written to metrics.json.
 
 python -m motus_jax.evaluate --workdir=runs/demo
-python -m motus_jax.evaluate --workdir=runs/demo --modes=vla --closed_loop --episodes=50
+python -m motus_jax.evaluate --workdir=runs/demo --modes= --closed_loop --policies=vla,joint,plan --episodes=50
 """
 
 import argparse
@@ -20,12 +20,13 @@ from motus_jax.data.dataset import Dataset
 from motus_jax.data.mixture import make_dataset, settings_of
 from motus_jax.data.texts import Texts
 from motus_jax.errors import UserError
-from motus_jax.evaluation import baselines, comparison, metrics, results
+from motus_jax.evaluation import acting_flags, baselines, comparison, metrics, results
 from motus_jax.evaluation.held_out import ActionUnits, HeldOut, spread
 from motus_jax.evaluation.runner import FORWARD, INVERSE, Evaluator, Predict
 from motus_jax.models.system import System
 from motus_jax.modes import MODES, Role, get_mode
 from motus_jax.sampling.sampler import make_sampler
+from motus_jax.serve import read_key
 from motus_jax.train import set_up_jax
 from motus_jax.training import workdir
 from motus_jax.training.checkpoint import Loaded, load_for_inference
@@ -59,15 +60,16 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--step", type=int, help="which checkpoint (default: the newest)")
     parser.add_argument("--source", default="", help="source of a mixture (default: the one of the highest layer)")
     parser.add_argument("--dataset", help="another dataset of the same contract (default: the one of the training)")
-    parser.add_argument("--closed_loop", action="store_true", help="also act in the simulator (simulator extra)")
-    parser.add_argument("--episodes", type=int, default=50, help="closed loop: unseen starts (default: 50)")
+    acting_flags.define(parser)
     args = parser.parse_args(argv[1:])
     args.modes = [name.strip() for name in args.modes.split(",") if name.strip()]
     for name in args.modes:
         get_mode(name)
-    for name, least in (("chunks", LEAST_CHUNKS), ("batch_size", 1), ("episodes", 1)):
+    for name, least in (("chunks", LEAST_CHUNKS), ("batch_size", 1)):
         if getattr(args, name) < least:
             raise UserError(f"--{name}: expected at least {least}, found {getattr(args, name)}")
+    acting_flags.check(args)
+    args.api_key = read_key(args.api_key_file)
     args.out = workdir.local_out(args.workdir, args.out)
     return args
 
@@ -83,10 +85,7 @@ def main(argv: Sequence[str]) -> None:
     workdir.copy_curves(args.workdir, args.out)
     texts = Texts(contract, loaded.config.data)
     held_out, memory = read_data(loaded, contract, args)
-    if args.closed_loop:
-        from motus_jax.evaluation import acting  # needs the simulator extra
-
-        task_names = acting.simulated_tasks(memory.chunks["instruction"], contract, texts)
+    act = acting_flags.prepare(args, loaded, contract, texts, memory) if args.closed_loop else None
     facts = {
         "step": loaded.step,
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(loaded.params)),
@@ -108,10 +107,8 @@ def main(argv: Sequence[str]) -> None:
         found["modes"][mode] = evaluator.run(mode)
     if {FORWARD, INVERSE} <= set(args.modes):
         found["cycle"] = evaluator.cycle()
-    if args.closed_loop:
-        found["closed_loop"] = acting.success_rates(
-            predict, contract, texts, task_names, args.episodes, args.batch_size, args.seed, say
-        )
+    if act is not None:
+        found["closed_loop"] = act(args.out, say)
     if args.modes:
         earlier = results.Examples.load(examples_path).predictions if found.get("format") else {}
         keep_examples(evaluator, contract, texts, earlier, examples_path)
