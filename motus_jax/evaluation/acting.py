@@ -19,9 +19,9 @@ from motus_jax.errors import UserError
 from motus_jax.evaluation import acting_record as record
 from motus_jax.evaluation.acting_flags import MODEL
 from motus_jax.evaluation.acting_setup import SECONDS, Model, Options, actors_of, executed, manifest, served
-from motus_jax.evaluation.intervals import CONFIDENCE
+from motus_jax.evaluation.intervals import CONFIDENCE, wilson_interval
 from motus_jax.evaluation.runner import FORWARD
-from motus_jax.robots import catalogue, closed_loop
+from motus_jax.robots import catalogue
 from motus_jax.robots.closed_loop import Actor, Episode, Result, Setting
 from motus_jax.robots.film import Film
 from motus_jax.robots.workers import Missing, Workers
@@ -72,6 +72,30 @@ def success_rates(
     }
     record.write(folder / record.RESULTS, entry)
     return entry
+
+
+def summarise(results: Sequence[Result]) -> dict[str, Any]:
+    """Of at least one episode: success rate with its 95 % Wilson interval, counts, mean reward; the same by task."""
+    by_task = {name: [result for result in results if result.task == name] for name in {r.task for r in results}}
+    answers = sum(result.answers for result in results)
+    waited = sum(result.answers * result.seconds_per_answer for result in results)
+    return {
+        **_rates(results),
+        "seconds_per_answer": round(waited / answers, 4) if answers else None,
+        "tasks": {name: _rates(own) for name, own in sorted(by_task.items())},
+    }
+
+
+def _rates(results: Sequence[Result]) -> dict[str, Any]:
+    successes = sum(result.success for result in results)
+    rate = wilson_interval(successes, len(results))
+    return {
+        "value": rate.value,
+        "interval": [rate.low, rate.high],
+        "successes": successes,
+        "episodes": len(results),
+        "reward": float(np.mean([result.reward for result in results])),
+    }
 
 
 def succeeds_more(own: Bool[np.ndarray, " n"], other: Bool[np.ndarray, " n"]) -> bool:
@@ -170,7 +194,7 @@ def _compared(
     found = {}
     for name, own in played.items():
         results = [result for result in own.values() if result is not None]
-        found[name] = {**closed_loop.summarise(results), "missing": len(starts) - len(results)}
+        found[name] = {**summarise(results), "missing": len(starts) - len(results)}
     rivals = [name for name in played if name not in MODEL]
     verdicts = {
         name: all(succeeds_more(*_paired(played[name], played[rival])) for rival in rivals) if rivals else None

@@ -12,12 +12,12 @@ from motus_jax.data.contract import Contract
 from motus_jax.data.texts import Texts
 from motus_jax.errors import UserError
 from motus_jax.evaluation.baselines import TrainMemory
-from motus_jax.sampling.planning import Planning
+from motus_jax.sampling.jobs import Planning
 from motus_jax.training.checkpoint import Loaded
 from motus_jax.weights.fingerprint import fingerprints
 
 MODEL = ("vla", "joint", "plan")
-"""Ways in which the model acts: what its server is asked for (`motus_jax.robots.policy.JOBS`)."""
+"""Ways in which the model acts: what its server is asked for (`motus_jax.sampling.jobs.JOBS`)."""
 
 BASELINES = ("hold_the_state", "random_motion", "mean_action")
 POLICIES = (*MODEL, *BASELINES)

@@ -6,7 +6,7 @@ runs it may ask a policy in the same process, or a server for many episodes at o
 
 import dataclasses
 import pathlib
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,6 @@ from jaxtyping import Float
 
 from motus_jax.data.contract import Contract
 from motus_jax.errors import UserError
-from motus_jax.evaluation.intervals import wilson_interval
 from motus_jax.robots import catalogue
 
 # Recorded starts are drawn from (seed, split, number, attempt) with split 0 or 1; these can never coincide with them.
@@ -198,27 +197,3 @@ def _checked(chunk: Any, contract: Contract) -> Float[np.ndarray, "T A"]:
             f"policy: expected finite targets of shape [T, {contract.raw_action_dim}]; found {list(chunk.shape)}"
         )
     return chunk
-
-
-def summarise(results: Sequence[Result]) -> dict[str, Any]:
-    """Of at least one episode: success rate with its 95 % Wilson interval, counts, mean reward; the same by task."""
-    by_task = {name: [result for result in results if result.task == name] for name in {r.task for r in results}}
-    answers = sum(result.answers for result in results)
-    waited = sum(result.answers * result.seconds_per_answer for result in results)
-    return {
-        **_rates(results),
-        "seconds_per_answer": round(waited / answers, 4) if answers else None,
-        "tasks": {name: _rates(own) for name, own in sorted(by_task.items())},
-    }
-
-
-def _rates(results: Sequence[Result]) -> dict[str, Any]:
-    successes = sum(result.success for result in results)
-    rate = wilson_interval(successes, len(results))
-    return {
-        "value": rate.value,
-        "interval": [rate.low, rate.high],
-        "successes": successes,
-        "episodes": len(results),
-        "reward": float(np.mean([result.reward for result in results])),
-    }

@@ -35,9 +35,11 @@ from motus_jax.data.contract import Contract
 from motus_jax.data.texts import Texts
 from motus_jax.errors import UserError
 from motus_jax.models.system import System
-from motus_jax.modes import MODES, Mode, Role
-from motus_jax.sampling import planning
+from motus_jax.modes import Role
+from motus_jax.sampling import jobs
+from motus_jax.sampling.jobs import get_job
 from motus_jax.sampling.observation import observe
+from motus_jax.sampling.planning import planning_function
 from motus_jax.sampling.sampler import Sampler, sampling_function
 from motus_jax.training.checkpoint import Loaded, load_for_inference
 
@@ -47,9 +49,6 @@ LARGEST_NUMBER = 1_000_000
 """Of a state or an action; no unit that robots use needs more, and float32 cannot overflow on its way."""
 SMALLEST_SIDE, LARGEST_SIDE = 2, 8192
 """Of a camera's picture, in pixels."""
-
-JOBS: dict[str, Mode] = {**MODES, planning.PLAN: planning.ROW}
-"""What a policy can be asked for: the five modes, and planning, which runs several of them."""
 
 Answer = dict[str, Any]
 
@@ -109,7 +108,7 @@ class Policy:
         modes: Sequence[str] = (),
         max_batch: int = 4,
         sampling: Any = None,
-        plan: planning.Planning = planning.DEFAULT,
+        plan: jobs.Planning = jobs.DEFAULT,
         seed: int = 0,
         camera_names: Mapping[str, str] = MappingProxyType({}),
         ahead: bool = True,
@@ -290,8 +289,8 @@ class Policy:
         return self._programs_ready[program, size]
 
     def _function(self, mode: str) -> Sampler:
-        if mode == planning.PLAN:
-            return planning.planning_function(self._system, self._sampling, self._plan)
+        if mode == jobs.PLAN:
+            return planning_function(self._system, self._sampling, self._plan)
         return sampling_function(self._system, mode, self._sampling)
 
     def _compile(self, program: Program, size: int) -> Callable:
@@ -338,17 +337,6 @@ def describe(c: Contract, step: int) -> dict[str, Any]:
         "video_hz": c.video_hz,
         "video_frames": c.video_frames,
     }
-
-
-def get_job(name: str) -> Mode:
-    """The row of a mode, or of planning.
-
-    Raises:
-      UserError: there is none of this name.
-    """
-    if name not in JOBS:
-        raise UserError(f"unknown mode {name!r}: expected one of {', '.join(JOBS)}")
-    return JOBS[name]
 
 
 def acts(mode: str) -> bool:

@@ -4,7 +4,6 @@ One compiled call does what four modes do: draw candidates, imagine the video th
 from that video, and imagine what the instruction alone leads one to expect.
 """
 
-import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,43 +13,12 @@ from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from motus_jax.errors import UserError
 from motus_jax.models.system import System
-from motus_jax.modes import Mode, Role, get_mode
+from motus_jax.modes import get_mode
 from motus_jax.sampling.denoise import denoise, make_plan
+from motus_jax.sampling.jobs import Planning
 from motus_jax.sampling.sampler import Sampler
 
-PLAN = "plan"
-ROW = Mode(Role.DENOISED, Role.DENOISED, "plans: the best of several chunks of actions, by what the model imagines")
-"""What planning is given and returns, as a row of `motus_jax.modes.MODES`."""
-
 FORWARD, INVERSE, EXPECT = "world_model", "inverse_dynamics", "video"
-MOST_CANDIDATES = 256
-
-
-@dataclasses.dataclass(frozen=True)
-class Planning:
-    """How candidates are drawn and judged (`errors_of`, `scores_of`).
-
-    Attributes:
-      candidates: chunks drawn for an observation, N.
-      source: the mode that draws them: vla or joint.
-      inverse: weight of the error of the recovered actions.
-      expected: weight of the distance to the expected video.
-    """
-
-    candidates: int = 8
-    source: str = "vla"
-    inverse: float = 1.0
-    expected: float = 1.0
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.candidates <= MOST_CANDIDATES:
-            raise UserError(f"planning: expected 1 to {MOST_CANDIDATES} candidates; found {self.candidates}")
-        row = get_mode(self.source)
-        if not row.returns_actions or row.video is Role.GIVEN:
-            raise UserError(f"planning: expected candidates of vla or joint; found {self.source!r}")
-
-
-DEFAULT = Planning()
 
 
 def planning_function(system: System, sampling: Any, planning: Planning) -> Sampler:
