@@ -176,7 +176,7 @@ def play(episode: Episode, setting: Setting) -> Generator[Observation, Answer, R
         executed.append(0)
         for target_now in chunks[-1][: min(setting.execute, setting.limit - sum(executed))]:
             world.move(target, target_now, contract.action_hz)
-            target, stage = target_now, max(stage, world.stage())
+            target, stage = target_now, max(stage, int(world.stage()))
             executed[-1] += 1
             if stage == stages:
                 break
