@@ -224,7 +224,7 @@ def definitions() -> dict[str, str]:
 
 
 def summary(found: Mapping[str, Any]) -> str:
-    """One line per mode for the terminal."""
+    """One line per mode, and per policy that acted, for the terminal."""
     lines = []
     for mode, entry in found["modes"].items():
         parts = []
@@ -234,6 +234,10 @@ def summary(found: Mapping[str, Any]) -> str:
                 own, other = entry["metrics"][metric], entry["baselines"][best][metric]
                 parts.append(f"{metric} {_short(own['value'])} ({best} {_short(other['value'])})")
         lines.append(f"  {mode:17s}{'beats' if entry['beats_baselines'] else 'loses'}   {'   '.join(parts)}")
+    for name, entry in found.get("closed_loop", {"policies": {}})["policies"].items():
+        low, high = (f"{100 * edge:.0f}" for edge in entry["interval"])
+        rate = f"{entry['successes']} of {entry['episodes']} ({low} to {high} %)"
+        lines.append(f"  acts: {name:17s}{rate}, progress {100 * entry['reward']:.0f} %")
     return "\n".join(lines)
 
 

@@ -17,7 +17,7 @@ from scipy import stats
 
 from motus_jax.errors import UserError
 from motus_jax.evaluation import acting_record as record
-from motus_jax.evaluation.acting_flags import MODEL
+from motus_jax.evaluation.acting_names import MODEL
 from motus_jax.evaluation.acting_setup import SECONDS, Model, Options, actors_of, executed, manifest, served
 from motus_jax.evaluation.intervals import CONFIDENCE, wilson_interval
 from motus_jax.evaluation.runner import FORWARD

@@ -11,16 +11,11 @@ from typing import Any
 from motus_jax.data.contract import Contract
 from motus_jax.data.texts import Texts
 from motus_jax.errors import UserError
+from motus_jax.evaluation.acting_names import POLICIES
 from motus_jax.evaluation.baselines import TrainMemory
 from motus_jax.sampling.jobs import Planning
 from motus_jax.training.checkpoint import Loaded
 from motus_jax.weights.fingerprint import fingerprints
-
-MODEL = ("vla", "joint", "plan")
-"""Ways in which the model acts: what its server is asked for (`motus_jax.sampling.jobs.JOBS`)."""
-
-BASELINES = ("hold_the_state", "random_motion", "mean_action")
-POLICIES = (*MODEL, *BASELINES)
 
 Act = Callable[[pathlib.Path, Callable[[str], None]], dict[str, Any]]
 """(folder, taker of progress lines) -> the entry `closed_loop` of metrics.json."""

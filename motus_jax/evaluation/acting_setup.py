@@ -16,7 +16,7 @@ from motus_jax.data.contract import Contract
 from motus_jax.data.texts import Texts
 from motus_jax.errors import UserError
 from motus_jax.evaluation import acting_record as record
-from motus_jax.evaluation.acting_flags import MODEL, POLICIES
+from motus_jax.evaluation.acting_names import MODEL, POLICIES
 from motus_jax.evaluation.runner import FORWARD
 from motus_jax.robots import baselines, catalogue
 from motus_jax.robots.closed_loop import Actor, Setting

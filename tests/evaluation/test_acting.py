@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 import synthetic
 
+from motus_jax import evaluate
 from motus_jax.data.texts import Texts
 from motus_jax.errors import UserError
-from motus_jax.evaluation import acting, acting_flags, acting_page, acting_record, acting_setup
+from motus_jax.evaluation import acting, acting_flags, acting_names, acting_page, acting_record, acting_setup
 from motus_jax.evaluation.acting_setup import Model, Options
 from motus_jax.robots import baselines, catalogue
 from motus_jax.robots.closed_loop import Actor, Episode, Result, Setting, play
@@ -177,6 +178,9 @@ def test_everything_is_kept_and_goes_on_where_it_stopped(model, tmp_path, monkey
     vla = entry["policies"]["vla"]
     assert (vla["successes"], vla["episodes"], vla["missing"], vla["reward"]) == (6, 12, 0, 0.5)
     assert vla["interval"] == pytest.approx([0.2538, 0.7462], abs=1e-4)
+    assert "  acts: vla              6 of 12 (25 to 75 %), progress 50 %" in evaluate.summary(
+        {"modes": {}, "closed_loop": entry}
+    )
     assert vla["tasks"]["reach"]["successes"] == 6 and vla["tasks"]["toil"]["successes"] == 0
     assert vla["beats_baselines"], "6 to 0: 2 * 0.5^6 = 0.031"
     assert not entry["policies"]["joint"]["beats_baselines"] and entry["beats_baselines"] is False
@@ -276,7 +280,7 @@ def parsed(*arguments):
 
 
 def test_flags():
-    assert parsed().policies == acting_flags.POLICIES
+    assert parsed().policies == acting_names.POLICIES
     args = parsed("--policies=vla, plan", "--tasks=reach", "--candidates=3", "--candidates_of=joint")
     assert (args.policies, args.tasks, args.planning.candidates) == (("vla", "plan"), ("reach",), 3)
     for argument, message in (
