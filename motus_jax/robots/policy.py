@@ -125,9 +125,9 @@ class Policy:
         self._trees = (loaded.params, loaded.frozen)
         self.metadata = self._describe(loaded.step)
         self._sampling = loaded.config.sampling if sampling is None else sampling
-        self._programs_ready: dict[tuple[Program, int], Callable] = {}
+        self._compiled: dict[tuple[Program, int], Callable] = {}
         for program, size in itertools.product(self._programs() if ahead else (), self.batch_sizes):
-            self._compiled(program, size)
+            self._executable(program, size)
 
     @classmethod
     def load(cls, workdir: str, step: int | None = None, **how: Any) -> "Policy":
@@ -183,7 +183,7 @@ class Policy:
         size = next(size for size in self.batch_sizes if size >= count)
         rows = [*requests, *[requests[-1]] * (size - count)]
         batch = {name: np.concatenate([row.batch[name] for row in rows]) for name in rows[0].batch}
-        result = self._compiled(program, size)(*self._trees, batch, np.stack([row.noise for row in rows]))
+        result = self._executable(program, size)(*self._trees, batch, np.stack([row.noise for row in rows]))
         result = {name: np.asarray(value) for name, value in result.items()}
         timing = {"infer_ms": 1000 * (time.monotonic() - started)}
         return [
@@ -283,10 +283,10 @@ class Policy:
             "actions": np.zeros((c.chunk, c.raw_action_dim), np.float32),
         }
 
-    def _compiled(self, program: Program, size: int) -> Callable:
-        if (program, size) not in self._programs_ready:
-            self._programs_ready[program, size] = self._compile(program, size)
-        return self._programs_ready[program, size]
+    def _executable(self, program: Program, size: int) -> Callable:
+        if (program, size) not in self._compiled:
+            self._compiled[program, size] = self._compile(program, size)
+        return self._compiled[program, size]
 
     def _function(self, mode: str) -> Sampler:
         if mode == jobs.PLAN:
