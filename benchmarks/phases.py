@@ -111,7 +111,7 @@ def run_arm(arm: str, seed: int, arguments: argparse.Namespace) -> dict[str, Any
         jax.clear_caches()
     measured = json.loads(metrics.read_text())
     if arguments.closed_loop and "closed_loop" not in measured:
-        acting = ["--closed_loop", f"--episodes={arguments.closed_loop}"]
+        acting = ["--closed_loop", f"--episodes={arguments.closed_loop}", "--policies=vla", "--videos=0"]
         evaluate.main(["evaluate", f"--workdir={workdir}", "--modes=", *acting])
         jax.clear_caches()
         measured = json.loads(metrics.read_text())
@@ -122,7 +122,7 @@ def run_arm(arm: str, seed: int, arguments: argparse.Namespace) -> dict[str, Any
 def _acting(measured: Mapping[str, Any]) -> dict[str, Any]:
     if "closed_loop" not in measured:
         return {}
-    own = measured["closed_loop"]["policies"]["this_model"]
+    own = measured["closed_loop"]["policies"]["vla"]
     return {"closed loop, successes": own["successes"], "closed loop, reward": own["reward"]}
 
 

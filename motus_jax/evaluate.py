@@ -1,7 +1,7 @@
 """Measures a trained model: each mode against its baselines on held-out chunks, written to metrics.json.
 
 python -m motus_jax.evaluate --workdir=runs/demo
-python -m motus_jax.evaluate --workdir=runs/demo --modes=vla --closed_loop --episodes=50
+python -m motus_jax.evaluate --workdir=runs/demo --modes= --closed_loop --policies=vla,joint,plan --episodes=50
 """
 
 import argparse
@@ -20,13 +20,14 @@ from motus_jax.data.dataset import Dataset
 from motus_jax.data.mixture import make_dataset, settings_of
 from motus_jax.data.texts import Texts
 from motus_jax.errors import UserError
-from motus_jax.evaluation import baselines, comparison, metrics, results
+from motus_jax.evaluation import acting_flags, baselines, comparison, metrics, results
 from motus_jax.evaluation.held_out import ActionUnits, HeldOut, spread
 from motus_jax.evaluation.runner import FORWARD, INVERSE, Evaluator, Predict
 from motus_jax.models.system import System
 from motus_jax.modes import MODES, Role, get_mode
 from motus_jax.sampling.precision import prepared
 from motus_jax.sampling.sampler import make_sampler
+from motus_jax.serve import read_key
 from motus_jax.train import set_up_jax
 from motus_jax.training import workdir
 from motus_jax.training.checkpoint import Loaded, load_for_inference
@@ -60,15 +61,16 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--step", type=int, help="which checkpoint (default: the newest)")
     parser.add_argument("--source", default="", help="source of a mixture (default: the one of the highest layer)")
     parser.add_argument("--dataset", help="another dataset of the same contract (default: the one of the training)")
-    parser.add_argument("--closed_loop", action="store_true", help="also act in the simulator (simulator extra)")
-    parser.add_argument("--episodes", type=int, default=50, help="closed loop: unseen starts (default: 50)")
+    acting_flags.define(parser)
     args = parser.parse_args(argv[1:])
     args.modes = [name.strip() for name in args.modes.split(",") if name.strip()]
     for name in args.modes:
         get_mode(name)
-    for name, least in (("chunks", LEAST_CHUNKS), ("batch_size", 1), ("episodes", 1)):
+    for name, least in (("chunks", LEAST_CHUNKS), ("batch_size", 1)):
         if getattr(args, name) < least:
             raise UserError(f"--{name}: expected at least {least}, found {getattr(args, name)}")
+    acting_flags.check(args)
+    args.api_key = read_key(args.api_key_file)
     args.out = workdir.local_out(args.workdir, args.out)
     return args
 
@@ -84,10 +86,7 @@ def main(argv: Sequence[str]) -> None:
     workdir.copy_curves(args.workdir, args.out)
     texts = Texts(contract, loaded.config.data)
     held_out, memory = read_data(loaded, contract, args)
-    if args.closed_loop:
-        from motus_jax.evaluation import acting  # needs the simulator extra
-
-        task_names = acting.simulated_tasks(memory.chunks["instruction"], contract, texts)
+    act = acting_flags.prepare(args, loaded, contract, texts, memory) if args.closed_loop else None
     facts = {
         "step": loaded.step,
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(loaded.params)),
@@ -109,10 +108,8 @@ def main(argv: Sequence[str]) -> None:
         found["modes"][mode] = evaluator.run(mode)
     if {FORWARD, INVERSE} <= set(args.modes):
         found["cycle"] = evaluator.cycle()
-    if args.closed_loop:
-        found["closed_loop"] = acting.success_rates(
-            predict, contract, texts, task_names, args.episodes, args.batch_size, args.seed, say
-        )
+    if act is not None:
+        found["closed_loop"] = act(args.out, say)
     if args.modes:
         earlier = results.Examples.load(examples_path).predictions if found.get("format") else {}
         keep_examples(evaluator, contract, texts, earlier, examples_path)
@@ -229,7 +226,7 @@ def definitions() -> dict[str, str]:
 
 
 def summary(found: Mapping[str, Any]) -> str:
-    """One line per mode for the terminal."""
+    """One line per mode, and per policy that acted, for the terminal."""
     lines = []
     for mode, entry in found["modes"].items():
         parts = []
@@ -239,6 +236,10 @@ def summary(found: Mapping[str, Any]) -> str:
                 own, other = entry["metrics"][metric], entry["baselines"][best][metric]
                 parts.append(f"{metric} {_short(own['value'])} ({best} {_short(other['value'])})")
         lines.append(f"  {mode:17s}{'beats' if entry['beats_baselines'] else 'loses'}   {'   '.join(parts)}")
+    for name, entry in found.get("closed_loop", {"policies": {}})["policies"].items():
+        low, high = (f"{100 * edge:.0f}" for edge in entry["interval"])
+        rate = f"{entry['successes']} of {entry['episodes']} ({low} to {high} %)"
+        lines.append(f"  acts: {name:17s}{rate}, progress {100 * entry['reward']:.0f} %")
     return "\n".join(lines)
 
 

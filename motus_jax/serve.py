@@ -11,7 +11,8 @@ before the line `ready on ws://...`. In openpi's, a robot asks with
   from openpi_client.websocket_client_policy import WebsocketClientPolicy
   actions = WebsocketClientPolicy("localhost", 8000).infer({"prompt": ..., "state": ..., "images": {...}})["actions"]
 
-and may add `mode`, `return_video`, `session_id` and `seed` (motus_jax/robots/policy.py lists all). GET /healthz and
+and may add `mode`, `return_video`, `session_id` and `seed` (motus_jax/robots/policy.py lists all). The mode `plan`, if
+--modes names it, imagines several chunks and answers with the best (motus_jax/sampling/planning.py). GET /healthz and
 /metrics are answered on the same port. SIGTERM lets running requests finish. Exit codes: 0 stopped, 2 bad input.
 """
 
@@ -25,7 +26,7 @@ from absl import flags
 from motus_jax import cli
 from motus_jax.data import run_path
 from motus_jax.errors import UserError
-from motus_jax.modes import MODES, get_mode
+from motus_jax.sampling.jobs import JOBS, Planning, get_job
 from motus_jax.train import set_up_jax
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -37,9 +38,10 @@ def define_flags() -> None:
     flags.DEFINE_integer("step", None, "which checkpoint (default: the newest)")
     flags.DEFINE_string("source", "", "source of a mixture (default: the one of the highest layer)")
     flags.DEFINE_string(
-        "mode", "", f"where a request names none: one of {', '.join(MODES)} (default: the one that acts)"
+        "mode", "", f"where a request names none: one of {', '.join(JOBS)} (default: the one that acts)"
     )
-    flags.DEFINE_list("modes", [], "modes to compile and serve (default: all that the model can do)")
+    flags.DEFINE_list("modes", [], "modes to compile and serve (default: all that the model can do, but not plan)")
+    flags.DEFINE_integer("candidates", 8, "plan: chunks imagined for an answer", lower_bound=1)
     flags.DEFINE_integer("max_batch", 4, "requests of several clients answered by one call", lower_bound=1)
     flags.DEFINE_float("wait_ms", 5.0, "how long a request waits for those of other clients", lower_bound=0.0)
     flags.DEFINE_integer("video_steps", None, "denoising steps of the video (default: the config's)")
@@ -78,7 +80,7 @@ def main(argv: Sequence[str]) -> None:
     if given.workdir is None:
         raise UserError("--workdir is missing: expected e.g. --workdir=runs/demo")
     for mode in [given.mode] * bool(given.mode) + given.modes:
-        get_mode(mode)
+        get_job(mode)
     key = read_key(given.api_key_file)
     try:
         from motus_jax.robots.server import protocols, websocket
@@ -114,7 +116,8 @@ def load_policy(given: flags.FlagValues):
     asked = argparse.Namespace(**{name: getattr(given, name) for name in SAMPLING_FLAGS})
     return Policy(
         loaded, source=given.source, mode=given.mode, modes=given.modes, max_batch=given.max_batch, prefix=given.prefix,
-        sampling=sampling_config(loaded, asked), seed=given.seed, camera_names=read_names(given.cameras), say=say,
+        sampling=sampling_config(loaded, asked), plan=Planning(given.candidates), seed=given.seed,
+        camera_names=read_names(given.cameras), say=say,
     )  # fmt: skip
 
 

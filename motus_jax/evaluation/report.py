@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 
 from motus_jax import cli
 from motus_jax.errors import UserError
-from motus_jax.evaluation import charts, page, results
+from motus_jax.evaluation import acting_page, charts, page, results
 from motus_jax.evaluation.charts import number
 from motus_jax.evaluation.comparison import METRICS
 from motus_jax.evaluation.results import Examples
@@ -69,7 +69,7 @@ def write_report(workdir: Path) -> Path:
     if "cycle" in found:
         sections.append(_cycle_section(found["cycle"], examples))
     if "closed_loop" in found:
-        sections.append(_closed_loop_section(found["closed_loop"]))
+        sections.append(acting_page.section(found["closed_loop"], workdir, partial))
     sections += [_curves(workdir), _facts_section(found, workdir)]
     (partial / "index.html").write_text(page.page("Motus report", _header(found), "".join(sections)), encoding="utf-8")
     shutil.rmtree(folder, ignore_errors=True)
@@ -299,23 +299,6 @@ def _cycle_section(cycle: Mapping[str, Any], examples: Examples) -> str:
     return page.section("cycle", "Cycle: actions to video and back", content, cycle["beats_baselines"])
 
 
-def _closed_loop_section(closed_loop: Mapping[str, Any]) -> str:
-    tasks = closed_loop["tasks"]
-    rows = []
-    for name, entry in closed_loop["policies"].items():
-        rate = f"<b>{100 * entry['value']:.0f} %</b><small>{_percent(entry)}</small>"
-        own = [entry["tasks"].get(task) for task in tasks]
-        by_task = ["–" if one is None else f"{one['successes']} of {one['episodes']}" for one in own]
-        rows.append([page.escape(_words(name)), rate, f"{100 * entry['reward']:.0f} %", *by_task])
-    text = (
-        "<p>The model acts in the simulator from starts it has never seen; it looks and plans anew after half of every "
-        "chunk. Small print is the 95 % Wilson interval. Progress is the mean share of a task's stages that were "
-        "reached. All policies have the same starts.</p>"
-    )
-    table = page.table(["Policy", "Success", "Progress", *map(_words, tasks)], rows)
-    return page.section("closed_loop", "Closed loop", text + table, closed_loop["beats_baselines"])
-
-
 def _curves(workdir: Path) -> str:
     curve, timing = _read_lines(workdir / "metrics.jsonl"), _read_lines(workdir / "timing.jsonl")
 
@@ -437,10 +420,6 @@ def _signed(estimate: Mapping[str, Any]) -> str:
 def _interval(estimate: Mapping[str, Any]) -> str:
     low, high = estimate["interval"]
     return "no interval" if low is None else f"{number(low)} to {number(high)}"
-
-
-def _percent(estimate: Mapping[str, Any]) -> str:
-    return " to ".join(f"{100 * edge:.0f} %" for edge in estimate["interval"])
 
 
 def _duration(seconds: float) -> str:

@@ -1,26 +1,76 @@
-"""Policies act in the simulator: many episodes in lock-step, so that the policy is asked for a batch at a time."""
+"""A policy acts in the simulator: one episode as questions to a policy and what follows from its answers.
+
+An episode is a generator: it yields an observation as `motus_jax.robots.policy` takes it and is sent the answer. Who
+runs it may ask a policy in the same process, or a server for many episodes at once (`motus_jax.robots.workers`).
+"""
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+import pathlib
+from collections.abc import Callable, Generator, Mapping
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Float
 
+from motus_jax.data.contract import Contract
 from motus_jax.errors import UserError
-from motus_jax.evaluation.intervals import wilson_interval
-from motus_jax.robots import tasks
-from motus_jax.robots.aloha import HOME
-from motus_jax.robots.rollout import follow
-
-# (frames by camera's short name, measured states, instructions) -> absolute joint targets [B, T, 14]; target i is to be
-# reached (i + 1) / action_hz seconds later. Angles in rad, grippers 0 closed .. 1 open.
-Policy = Callable[
-    [dict[str, UInt8[np.ndarray, "B H W 3"]], Float[np.ndarray, "B 14"], list[str]], Float[np.ndarray, "B T 14"]
-]
+from motus_jax.robots import catalogue
 
 # Recorded starts are drawn from (seed, split, number, attempt) with split 0 or 1; these can never coincide with them.
 UNSEEN = 2
+
+Observation = dict[str, Any]
+Answer = Mapping[str, Any]
+Asking = Generator[Observation, Answer, Any]
+"""Yields observations, is sent answers, and returns what came of it."""
+
+Targets = Callable[[Float[np.ndarray, " P"]], Float[np.ndarray, "T A"]]
+"""A policy that needs no model: the measured state -> absolute targets, both in the robot's units."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Actor:
+    """Who acts, as a process that simulates needs to know it.
+
+    Attributes:
+      name: of the policy, for people.
+      key: another one for everything else that its episodes depend on (weights, sampling, rates, ...).
+      mode: what the server is asked for; empty where `begin` makes the targets.
+      begin: (contract, generator) -> the policy of one episode that needs no server.
+    """
+
+    name: str
+    key: str
+    mode: str = ""
+    begin: Callable[[Contract, np.random.Generator], Targets] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """What all episodes have in common; goes to every process.
+
+    Attributes:
+      robot: the module that defines it (`catalogue.MODULES`).
+      contract: of the model.
+      cameras: what the server calls the contract's cameras, in their order.
+      execute: targets executed before the policy looks again.
+      seconds: time limit of an episode.
+      seed: of the noise.
+      folder: where `episodes/` and `videos/` lie.
+    """
+
+    robot: str
+    contract: Contract
+    cameras: tuple[str, ...]
+    execute: int
+    seconds: float
+    seed: int
+    folder: pathlib.Path
+
+    @property
+    def limit(self) -> int:
+        """Targets of an episode that does not succeed."""
+        return round(self.seconds * self.contract.action_hz)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,50 +78,45 @@ class Result:
     """How one episode went.
 
     Attributes:
-      task: name in the task table.
+      policy, key: the actor's.
+      task: name in the robot's table.
       seed: what the start was drawn from.
       instruction: what the policy was told.
       success: whether the task was fulfilled at any moment.
       reward: share of the task's stages reached, 0..1.
-      steps: actions executed until success or until time was up.
+      steps: targets executed until success or until time was up.
+      answers: how often the policy was asked.
+      seconds_per_answer: mean time from a question to its answer, others in the same batch included; 0 without a model.
     """
 
+    policy: str
+    key: str
     task: str
     seed: int
     instruction: str
     success: bool
     reward: float
     steps: int
+    answers: int
+    seconds_per_answer: float
 
 
-class _Run:
-    """One episode on its way."""
+@dataclasses.dataclass(frozen=True)
+class Episode:
+    """One episode to be played: everything random in it follows from the seeds."""
 
-    def __init__(self, task: str, seed: int):
-        self.task, self.seed = task, seed
-        self.world, self.instruction = tasks.reset(task, unseen_start(seed))
-        self.target = self.world.state()
-        self.frames = self.world.render()
-        self.stage = self.steps = 0
+    actor: Actor
+    task: str
+    seed: int
 
     @property
-    def success(self) -> bool:
-        return self.stage == len(tasks.task(self.task).stages)
+    def name(self) -> str:
+        """Of its files."""
+        return f"{self.actor.name}_{self.task}_{self.seed}_{self.actor.key}"
 
-    def act(self, chunk: Float[np.ndarray, "T 14"], action_hz: float) -> None:
-        """Executes the chunk, up to success."""
-        for target in chunk:
-            if self.success:
-                return
-            follow(self.world, self.target, target, action_hz)
-            self.target = target
-            self.steps += 1
-            self.stage = max(self.stage, tasks.reached_stage(self.task, self.world))
-        self.frames = self.world.render()
-
-    def result(self) -> Result:
-        reward = self.stage / len(tasks.task(self.task).stages)
-        return Result(self.task, self.seed, self.instruction, self.success, reward, self.steps)
+    def start(self, setting: Setting) -> Asking:
+        """See `play`."""
+        return play(self, setting)
 
 
 def unseen_start(seed: int) -> np.random.Generator:
@@ -79,98 +124,76 @@ def unseen_start(seed: int) -> np.random.Generator:
     return np.random.default_rng(np.random.SeedSequence([seed, UNSEEN]))
 
 
-def evaluate_policy(
-    policy: Policy,
-    task_names: Sequence[str],
-    seeds: Sequence[int],
-    *,
-    action_hz: float = 10.0,
-    execute: int | None = 8,
-    seconds: float = 6.0,
-    batch_size: int = 16,
-    on_progress: Callable[[int, int], None] | None = None,
-) -> list[Result]:
-    """Lets a policy act from unseen starts, one episode a seed, the tasks taking turns.
+def question(
+    episode: Episode, setting: Setting, world: catalogue.World, number: int, mode: str, **more: Any
+) -> Observation:
+    """What the policy is asked at one moment of an episode.
 
-    Targets are interpolated linearly up to the robot's control rate (50 Hz). Pictures are rendered only when the policy
-    is asked.
+    The noise depends on the two seeds and the question's number alone: not on other episodes, their order or batches.
+    A question is a session of its own, so that a server counts from 0 at each.
+    """
+    pictures = world.render()
+    noise = np.random.SeedSequence([setting.seed, episode.seed, number]).generate_state(1)[0]
+    return {
+        "prompt": world.instruction,
+        "state": world.state(),
+        "images": {theirs: pictures[ours] for ours, theirs in zip(setting.contract.cameras, setting.cameras)},
+        "mode": mode,
+        "seed": int(noise),
+        "session_id": f"{episode.name} {number} {mode}",
+        **more,
+    }
 
-    Args:
-      policy: see `Policy`. Every call has exactly `batch_size` rows (finished episodes stay in, unused rows repeat the
-        last one), so a jitted policy compiles once.
-      task_names: names in the task table.
-      seeds: one start each.
-      action_hz: rate of the policy's targets.
-      execute: targets executed before the policy looks again; None executes whole chunks.
-      seconds: time limit of an episode (the scripted expert needs less than 4).
-      batch_size: episodes in lock-step.
-      on_progress: called with (episodes finished, episodes in all).
+
+def play(episode: Episode, setting: Setting) -> Generator[Observation, Answer, Result]:
+    """Lets the actor act from an unseen start until success or until time is up.
+
+    Targets are interpolated linearly up to the robot's control rate; pictures are rendered only when the policy is
+    asked. The chunks are kept in `episodes/NAME.npz`: `chunks` [n, T, A] and `executed` [n], targets of each.
+
+    Returns:
+      How it went.
 
     Raises:
-      UserError: unknown task, a rate that does not divide 50 Hz, or targets of a wrong shape.
+      UserError: targets of a wrong shape, or a rate that does not divide the control rate.
     """
-    for name in task_names:
-        tasks.task(name)
-    limit = round(seconds * action_hz)
-    results: list[Result] = []
-    for begin in range(0, len(seeds), batch_size):
-        group = [
-            _Run(task_names[(begin + k) % len(task_names)], seed) for k, seed in enumerate(seeds[begin:][:batch_size])
-        ]
-        while active := [run for run in group if not run.success and run.steps < limit]:
-            for run, chunk in zip(group, _ask(policy, group, batch_size), strict=False):
-                if run in active:
-                    run.act(chunk[: min(execute or len(chunk), limit - run.steps)], action_hz)
-        results += [run.result() for run in group]
-        if on_progress is not None:
-            on_progress(len(results), len(seeds))
-    return results
+    robot, actor, contract = catalogue.load(setting.robot), episode.actor, setting.contract
+    world = robot.begin(episode.task, unseen_start(episode.seed))
+    stages = robot.trials[episode.task].stages
+    own = None
+    if actor.begin is not None:
+        own = actor.begin(contract, np.random.default_rng([setting.seed, episode.seed]))
+    target, stage, waited = world.state(), 0, 0.0
+    chunks: list[np.ndarray] = []
+    executed: list[int] = []
+    while stage < stages and sum(executed) < setting.limit:
+        if own is None:
+            answer = yield question(episode, setting, world, len(chunks), actor.mode)
+            chunk, waited = answer["actions"], waited + answer["waited"]
+        else:
+            chunk = own(world.state())
+        chunks.append(_checked(chunk, contract))
+        executed.append(0)
+        for target_now in chunks[-1][: min(setting.execute, setting.limit - sum(executed))]:
+            world.move(target, target_now, contract.action_hz)
+            target, stage = target_now, max(stage, int(world.stage()))
+            executed[-1] += 1
+            if stage == stages:
+                break
+    folder = setting.folder / "episodes"
+    folder.mkdir(parents=True, exist_ok=True)
+    np.savez_compressed(folder / f"{episode.name}.npz", chunks=np.stack(chunks), executed=np.array(executed))
+    answers = 0 if own else len(chunks)
+    return Result(
+        actor.name, actor.key, episode.task, episode.seed, world.instruction, stage == stages, stage / stages,
+        sum(executed), answers, round(waited / max(answers, 1), 4),
+    )  # fmt: skip
 
 
-def _ask(policy: Policy, group: list[_Run], batch_size: int) -> Float[np.ndarray, "B T 14"]:
-    rows = group + [group[-1]] * (batch_size - len(group))
-    frames = {camera: np.stack([run.frames[camera] for run in rows]) for camera in rows[0].frames}
-    states = np.stack([run.world.state() for run in rows])
-    chunks = np.asarray(policy(frames, states, [run.instruction for run in rows]))
-    if chunks.ndim != 3 or chunks.shape[::2] != states.shape or not np.isfinite(chunks).all():
-        expected = f"[{batch_size}, T, {states.shape[1]}]"
-        raise UserError(f"policy: expected finite joint targets of shape {expected}, found {list(chunks.shape)}")
-    return chunks
-
-
-def summarise(results: Sequence[Result]) -> dict[str, Any]:
-    """Success rate with its 95 % Wilson interval (value, low, high), counts, mean reward, and the same by task."""
-
-    def of(some: Sequence[Result]) -> dict[str, Any]:
-        successes = sum(result.success for result in some)
-        reward = float(np.mean([result.reward for result in some])) if some else float("nan")
-        interval = wilson_interval(successes, len(some))._asdict()
-        return {**interval, "successes": successes, "episodes": len(some), "reward": reward}
-
-    by_task: Mapping[str, list[Result]] = {
-        name: [result for result in results if result.task == name] for name in {result.task for result in results}
-    }
-    return {**of(results), "tasks": {name: of(some) for name, some in sorted(by_task.items())}}
-
-
-def hold(chunk: int = 8) -> Policy:
-    """The policy that keeps the measured state."""
-
-    def policy(frames: dict, states: np.ndarray, instructions: list[str]) -> np.ndarray:
-        return np.repeat(states[:, None], chunk, axis=1)
-
-    return policy
-
-
-def random_motion(seed: int = 0, chunk: int = 8) -> Policy:
-    """The policy that moves smoothly to joint targets drawn around the home pose."""
-    rng = np.random.default_rng(seed)
-
-    def policy(frames: dict, states: np.ndarray, instructions: list[str]) -> np.ndarray:
-        count = len(states)
-        pose = HOME + rng.normal(0, 0.35, (count, *HOME.shape))
-        goal = np.concatenate([pose, rng.uniform(0, 1, (count, 2, 1))], axis=2).reshape(count, 14)
-        share = np.arange(1, chunk + 1)[None, :, None] / chunk
-        return states[:, None] + (goal - states)[:, None] * share
-
-    return policy
+def _checked(chunk: Any, contract: Contract) -> Float[np.ndarray, "T A"]:
+    chunk = np.asarray(chunk, np.float32)
+    if chunk.ndim != 2 or chunk.shape[1] != contract.raw_action_dim or not len(chunk) or not np.isfinite(chunk).all():
+        raise UserError(
+            f"policy: expected finite targets of shape [T, {contract.raw_action_dim}]; found {list(chunk.shape)}"
+        )
+    return chunk

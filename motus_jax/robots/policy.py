@@ -1,11 +1,12 @@
-"""A trained model as a robot asks it: one observation in, one answer in the robot's units out, any of the five modes.
+"""A trained model as a robot asks it: one observation in, one answer in the robot's units out, any of the five modes,
+or planning with all of them.
 
 An observation is a dictionary, as openpi's clients send it:
 
   prompt            the instruction
   state             [Pr] measured, in the robot's units; or `observation/state`
   images            {camera: uint8 [h, w, 3] or [3, h, w]}, RGB; or `observation/CAMERA` for each. Others are ignored
-  mode              optional: a row of `motus_jax.modes.MODES`
+  mode              optional: a row of `motus_jax.modes.MODES`, or `plan` (`motus_jax.sampling.planning`)
   return_video      optional: also the imagined video, where the mode imagines one
   actions           [T, Ar] absolute targets in the robot's units, for modes that are given actions
   video             uint8 [1+Nf, H, W, 3] tiled as an answer's `video`, for modes that are given one; without it each
@@ -20,6 +21,7 @@ the mode returns them, `mode`, and `policy_timing`.
 """
 
 import dataclasses
+import itertools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
@@ -36,13 +38,16 @@ from motus_jax.data.contract import Contract
 from motus_jax.data.texts import Texts
 from motus_jax.errors import UserError
 from motus_jax.models.system import System
-from motus_jax.modes import Role, get_mode
+from motus_jax.modes import Role
 from motus_jax.robots.committed import Committed
 from motus_jax.robots.fields import found, numbers
+from motus_jax.sampling import jobs
+from motus_jax.sampling.jobs import get_job
 from motus_jax.sampling.observation import observe
+from motus_jax.sampling.planning import planning_function
 from motus_jax.sampling.precision import prepared
 from motus_jax.sampling.prefix import takes_prefix
-from motus_jax.sampling.sampler import sampling_function
+from motus_jax.sampling.sampler import Sampler, sampling_function
 from motus_jax.training.checkpoint import Loaded, load_for_inference
 
 LONGEST_PROMPT = 2000
@@ -86,13 +91,16 @@ class Policy:
       loaded: a run's checkpoint (`motus_jax.training.checkpoint.load_for_inference`).
       source: of a mixture, whose contract holds; by default the one that evaluation takes.
       mode: where an observation says none; by default the one that acts, else the first of `modes`.
-      modes: the modes to compile; all that the model can do by default.
+      modes: the modes to compile; all that the model can do by default, without planning.
       max_batch: observations answered by one call.
       prefix: how answers go on from committed actions, a row of `motus_jax.sampling.prefix.METHODS`; without, none is
         taken.
       sampling: replaces `config.sampling`.
+      plan: how planning draws and judges.
       seed: of the noise, where an observation says none.
       camera_names: what clients call a camera of the contract, where they call it something else.
+      ahead: compile everything now. Without, where nobody minds waiting, a program is compiled at its first question,
+        for `max_batch` observations alone, to which fewer are filled up.
       say: takes a line for each program that is ready.
 
     Raises:
@@ -110,27 +118,27 @@ class Policy:
         max_batch: int = 4,
         prefix: str = "",
         sampling: Any = None,
+        plan: jobs.Planning = jobs.DEFAULT,
         seed: int = 0,
         camera_names: Mapping[str, str] = MappingProxyType({}),
+        ahead: bool = True,
         say: Callable[[str], None] = lambda line: None,
     ) -> None:
-        system = System(loaded.config)
-        self.modes = tuple(dict.fromkeys(modes)) or system.supported_modes
+        self._system, self._plan, self._say = System(loaded.config), plan, say
+        self.modes = tuple(dict.fromkeys(modes)) or self._system.supported_modes
         self.mode, self.seed = mode or next(filter(acts, self.modes), self.modes[0]), seed
         self.contract = Contract.from_json(loaded.contract(source))
         self.cameras = self._called(camera_names)
-        self.batch_sizes = batch_sizes(max_batch)
+        self.batch_sizes = batch_sizes(max_batch)[0 if ahead else -1 :]
         self._check_mode(self.mode)
-        self.committed = Committed.by(prefix, system)
+        self.committed = Committed.by(prefix, self._system)
         self._texts = Texts(self.contract, loaded.config.data)
         self.metadata = self._describe(loaded.step)
-        sampling = loaded.config.sampling if sampling is None else sampling
-        self._trees = (prepared(system, loaded.params, sampling), loaded.frozen)
-        self._compiled = {
-            (program, size): self._compile(system, sampling, program, size, say)
-            for program in self._programs()
-            for size in self.batch_sizes
-        }
+        self._sampling = loaded.config.sampling if sampling is None else sampling
+        self._trees = (prepared(self._system, loaded.params, self._sampling), loaded.frozen)
+        self._compiled: dict[tuple[Program, int], Callable] = {}
+        for program, size in itertools.product(self._programs() if ahead else (), self.batch_sizes):
+            self._executable(program, size)
 
     @classmethod
     def load(cls, workdir: str, step: int | None = None, **how: Any) -> "Policy":
@@ -164,7 +172,7 @@ class Policy:
           UserError: see `infer`.
         """
         program = self._program_of(observation)
-        row, c = get_mode(program.mode), self.contract
+        row, c = get_job(program.mode), self.contract
         state = numbers("state", _find(observation, "state"), (c.robot_state_dim,))
         frames = self._video(observation) if row.video is Role.GIVEN else self._pictures(observation)
         prompt = observation.get("prompt")
@@ -176,7 +184,7 @@ class Policy:
         batch = observe(c, self._texts, frames, state[None], [prompt], actions)
         if overlap := self.committed.fields(observation, c, state):
             if not takes_prefix(program.mode):
-                raise UserError(f"prefix: expected none in mode {program.mode}, which makes no actions")
+                raise UserError(f"prefix: expected none in mode {program.mode}, which takes none")
             program, batch = dataclasses.replace(program, prefix=True), batch | overlap
         return Request(program, batch, state, self._noise(observation, draw))
 
@@ -190,7 +198,7 @@ class Policy:
         size = next(size for size in self.batch_sizes if size >= count)
         rows = [*requests, *[requests[-1]] * (size - count)]
         batch = {name: np.concatenate([row.batch[name] for row in rows]) for name in rows[0].batch}
-        result = self._compiled[program, size](*self._trees, batch, np.stack([row.noise for row in rows]))
+        result = self._executable(program, size)(*self._trees, batch, np.stack([row.noise for row in rows]))
         result = {name: np.asarray(value) for name, value in result.items()}
         timing = {"infer_ms": 1000 * (time.monotonic() - started)}
         return [
@@ -214,7 +222,7 @@ class Policy:
         """A mode's video is decoded only where it is asked for, unless it is all that the mode returns."""
         found = []
         for mode in self.modes:
-            row = get_mode(mode)
+            row = get_job(mode)
             found += [Program(mode, False)] * row.returns_actions + [Program(mode, True)] * row.returns_video
         if self.committed.method:
             found += [dataclasses.replace(one, prefix=True) for one in found if takes_prefix(one.mode)]
@@ -229,9 +237,9 @@ class Policy:
         self._check_mode(mode)
         if not isinstance(video, bool | np.bool_):
             raise UserError(f"return_video: expected true or false; found {found(video)}")
-        row = get_mode(mode)
+        row = get_job(mode)
         if video and not row.returns_video:
-            able = ", ".join(name for name in self.modes if get_mode(name).returns_video) or "none"
+            able = ", ".join(name for name in self.modes if get_job(name).returns_video) or "none"
             raise UserError(f"return_video: expected a mode that imagines a video ({able}); found mode {mode}")
         return Program(mode, bool(video) or not row.returns_actions)
 
@@ -271,26 +279,13 @@ class Policy:
 
     def _describe(self, step: int) -> dict[str, Any]:
         """What a client has to know, as plain values; sent to each before anything else."""
-        c = self.contract
         return {
-            "server": "motus_jax",
-            "step": step,
+            **describe(self.contract, step),
             "mode": self.mode,
             "modes": list(self.modes),
             "returns": {mode: _returned(mode) for mode in self.modes},
             "max_batch": self.batch_sizes[-1],
-            "robot": c.robot,
             "cameras": list(self.cameras),
-            "image_size": list(c.image_size),
-            "state_dim": c.robot_state_dim,
-            "state_names": list(c.state_names),
-            "action_dim": c.raw_action_dim,
-            "action_names": list(c.action_names),
-            "action_space": c.action_space,
-            "action_hz": c.action_hz,
-            "chunk": c.chunk,
-            "video_hz": c.video_hz,
-            "video_frames": c.video_frames,
         } | self.committed.facts()
 
     def _example(self, program: Program) -> dict[str, Any]:
@@ -306,10 +301,19 @@ class Policy:
             "actions": np.zeros((c.chunk, c.raw_action_dim), np.float32),
         }
 
-    def _compile(
-        self, system: System, sampling: Any, program: Program, size: int, say: Callable[[str], None]
-    ) -> Callable:
-        sample = sampling_function(system, program.mode, sampling, self.committed.method if program.prefix else "")
+    def _executable(self, program: Program, size: int) -> Callable:
+        if (program, size) not in self._compiled:
+            self._compiled[program, size] = self._compile(program, size)
+        return self._compiled[program, size]
+
+    def _function(self, program: Program) -> Sampler:
+        if program.mode == jobs.PLAN:
+            return planning_function(self._system, self._sampling, self._plan)
+        method = self.committed.method if program.prefix else ""
+        return sampling_function(self._system, program.mode, self._sampling, method)
+
+    def _compile(self, program: Program, size: int) -> Callable:
+        sample = self._function(program)
 
         def run(
             params: Mapping, frozen: Mapping, batch: Mapping[str, Array], noise: UInt32[Array, "B 2"]
@@ -331,19 +335,39 @@ class Policy:
         answers = 1000 * (time.monotonic() - started)
         video = " with video" if program.video else ""
         video += f" after a prefix ({self.committed.method})" if program.prefix else ""
-        say(f"{program.mode}{video}, batch {size}: compiled in {took:.1f} s, answers in {answers:.0f} ms")
+        self._say(f"{program.mode}{video}, batch {size}: compiled in {took:.1f} s, answers in {answers:.0f} ms")
         return compiled
+
+
+def describe(c: Contract, step: int) -> dict[str, Any]:
+    """What every server of a checkpoint says of it, whatever it was started with."""
+    return {
+        "server": "motus_jax",
+        "step": step,
+        "robot": c.robot,
+        "cameras": list(c.cameras),
+        "image_size": list(c.image_size),
+        "state_dim": c.robot_state_dim,
+        "state_names": list(c.state_names),
+        "action_dim": c.raw_action_dim,
+        "action_names": list(c.action_names),
+        "action_space": c.action_space,
+        "action_hz": c.action_hz,
+        "chunk": c.chunk,
+        "video_hz": c.video_hz,
+        "video_frames": c.video_frames,
+    }
 
 
 def acts(mode: str) -> bool:
     """Whether a mode goes from the present alone to actions: what a robot asks for."""
-    row = get_mode(mode)
+    row = get_job(mode)
     return row.video is Role.NOISE and row.action is Role.DENOISED
 
 
 def _returned(mode: str) -> list[str]:
     """What a mode's answer can hold."""
-    row = get_mode(mode)
+    row = get_job(mode)
     return ["actions"] * row.returns_actions + ["video"] * row.returns_video
 
 

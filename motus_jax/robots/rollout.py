@@ -1,4 +1,4 @@
-"""Episodes of the scripted expert at the dataset's rate, and the replay of recorded actions."""
+"""The ALOHA robot as it is recorded and as a policy moves it: the expert's episodes, replay, closed-loop trials."""
 
 from collections.abc import Callable
 
@@ -8,7 +8,7 @@ from jaxtyping import Float
 from motus_jax.errors import UserError
 from motus_jax.robots import tasks
 from motus_jax.robots.aloha import CAMERAS, CONTROL_HZ, NAMES, Aloha
-from motus_jax.robots.catalogue import Robot
+from motus_jax.robots.catalogue import Robot, Trial
 from motus_jax.robots.episode import Episode
 
 ROWS_AFTER_SUCCESS = 4
@@ -69,6 +69,23 @@ def replay(name: str, seed: np.random.SeedSequence, actions: Float[np.ndarray, "
     return reached
 
 
+class Acting:
+    """One episode in which a policy acts (`catalogue.World`)."""
+
+    def __init__(self, name: str, rng: np.random.Generator) -> None:
+        self._name = name
+        self._world, self.instruction = tasks.reset(name, rng)
+        self.state, self.render = self._world.state, self._world.render
+
+    def move(self, previous: Float[np.ndarray, "14"], target: Float[np.ndarray, "14"], hz: float) -> None:
+        """See `follow`."""
+        follow(self._world, previous, target, hz)
+
+    def stage(self) -> int:
+        """See `tasks.reached_stage`."""
+        return tasks.reached_stage(self._name, self._world)
+
+
 ROBOT = Robot(
     robot_type="aloha",
     fps=tasks.PLAN_HZ,
@@ -77,4 +94,6 @@ ROBOT = Robot(
     action_names=NAMES,
     tasks=tuple(tasks.TASKS),
     record=record_expert,
+    trials={name: Trial(task.instructions, len(task.stages)) for name, task in tasks.TASKS.items() if task.stages},
+    begin=Acting,
 )

@@ -17,7 +17,7 @@ from motus_jax.errors import UserError
 from motus_jax.flow_matching import interpolate
 from motus_jax.models.action_prefix import first
 from motus_jax.models.system import System
-from motus_jax.modes import Role, get_mode
+from motus_jax.modes import MODES, Role
 from motus_jax.sampling.denoise import Velocities
 
 MOST_GUIDANCE = 5.0
@@ -152,8 +152,8 @@ def get_method(name: str) -> Method:
 
 
 def takes_prefix(mode: str) -> bool:
-    """Whether a mode's answer can go on from committed actions: where it makes actions."""
-    return get_mode(mode).action is Role.DENOISED
+    """Whether what one asks for can go on from committed actions: a mode that makes actions, planning not."""
+    return mode in MODES and MODES[mode].action is Role.DENOISED
 
 
 def longest(system: System, name: str) -> int:

@@ -1,41 +1,20 @@
 """A policy served in a thread, and the simplest client of it."""
 
-import asyncio
-import contextlib
-import threading
 import urllib.request
 
 import numpy as np
 from fake_policy import FakePolicy
 from websockets.sync.client import connect
 
-from motus_jax.robots.server import codec
-from motus_jax.robots.server.websocket import PolicyServer, Settings
+from motus_jax.robots.server import background, codec
+from motus_jax.robots.server.websocket import Settings
 
 STATE = np.array([1.0, 2.0])
 
 
-@contextlib.contextmanager
 def serving(policy=None, port=0, **settings):
     """A server in a thread of its own; leaving the context drains it."""
-    up, found = threading.Event(), []
-
-    async def main():
-        stop = asyncio.Event()
-        async with PolicyServer(policy or FakePolicy(), Settings(port=port, **settings)) as server:
-            found.extend((server, asyncio.get_running_loop(), stop))
-            up.set()
-            await stop.wait()
-
-    thread = threading.Thread(target=asyncio.run, args=(main(),))
-    thread.start()
-    assert up.wait(10)
-    try:
-        yield found[0]
-    finally:
-        found[1].call_soon_threadsafe(found[2].set)
-        thread.join(20)
-        assert not thread.is_alive()
+    return background.serving(policy or FakePolicy(), Settings(port=port, **settings))
 
 
 class Client:

@@ -1,5 +1,8 @@
 """The simulator: experts succeed, recorded actions replay, instructions matter, the scene can be seen."""
 
+import dataclasses
+
+import av
 import numpy as np
 import pytest
 
@@ -11,12 +14,12 @@ TASKS = ("transfer_cube", "insertion", "lift_left", "lift_right")
 @pytest.fixture(scope="module")
 def robots():
     """The simulator's modules, imported only where the marker is selected."""
-    from motus_jax.robots import closed_loop, rollout, tasks
+    from motus_jax.robots import rollout, tasks
 
     class Modules:
         pass
 
-    Modules.closed_loop, Modules.rollout, Modules.tasks = closed_loop, rollout, tasks
+    Modules.rollout, Modules.tasks = rollout, tasks
     return Modules
 
 
@@ -70,49 +73,89 @@ def test_the_same_start_with_another_arm(robots):
     assert not robots.rollout.replay("lift_right", np.random.SeedSequence(seed), actions)
 
 
-def test_closed_loop_counts_successes(robots):
-    """A policy that knows the expert's actions succeeds; one that holds still does not."""
-    loop, tasks, names = robots.closed_loop, robots.tasks, ["lift_left", "transfer_cube"]
-    plans = {}
-    for k, seed in enumerate(range(3)):
-        world, _ = tasks.reset(names[k % 2], loop.unseen_start(seed))
-        plans[world.state().tobytes()] = tasks.expert_targets(names[k % 2], world)
-    calls = []
+@pytest.fixture
+def setting(loaded, tmp_path):
+    """Of the ALOHA robot, with the chunks and rates of the debug experiment."""
+    from motus_jax.data.contract import Contract
+    from motus_jax.robots.closed_loop import Setting
 
-    def expert(frames, states, instructions):
-        assert frames["top"].shape == (2, 72, 96, 3) and len(instructions) == 2
-        chunks = np.repeat(states[:, None], 40, axis=1)
-        for row, state in enumerate(states):
-            plan = plans.get(state.tobytes())
-            if plan is not None:
-                chunks[row] = np.pad(plan, ((0, 40 - len(plan)), (0, 0)), mode="edge")
-        calls.append(len(states))
-        return chunks
-
-    results = loop.evaluate_policy(expert, names, range(3), execute=None, batch_size=2)
-    assert [(result.task, result.success, result.reward) for result in results] == [
-        ("lift_left", True, 1.0),
-        ("transfer_cube", True, 1.0),
-        ("lift_left", True, 1.0),
-    ]
-    assert calls == [2, 2]
-    found = loop.summarise(results)
-    assert found["successes"] == 3 and found["low"] < 0.6 and found["tasks"]["lift_left"]["episodes"] == 2
-
-    held = loop.evaluate_policy(loop.hold(), ["lift_left"], [0], seconds=1.0, batch_size=1)
-    assert not held[0].success and held[0].steps == 10 and held[0].reward == 0
+    contract = dataclasses.replace(Contract.from_json(loaded.contract()), robot="aloha")
+    return Setting("motus_jax.robots.rollout", contract, contract.cameras, 40, 6.0, 0, tmp_path)
 
 
-def test_bad_policies_and_rates_are_refused(robots):
+def answered(asking, answers):
+    """What an episode returns, its questions answered by `answers(observation)`."""
+    answer = None
+    while True:
+        try:
+            asked = asking.send(answer)
+        except StopIteration as end:
+            return end.value
+        answer = {**answers(asked), "waited": 0.0}
+
+
+@pytest.mark.parametrize("name", ["lift_left", "transfer_cube"])
+def test_who_knows_the_experts_actions_succeeds_and_can_be_filmed(robots, setting, name):
+    from motus_jax.robots.closed_loop import Actor, Episode, unseen_start
+    from motus_jax.robots.film import Film, make_film
+
+    plan = robots.tasks.expert_targets(name, robots.tasks.reset(name, unseen_start(1))[0])
+    asked = []
+
+    def expert(observation):
+        asked.append({camera: picture.shape for camera, picture in observation["images"].items()})
+        return {"actions": plan}
+
+    episode = Episode(Actor("vla", "k", mode="vla"), name, 1)
+    result = answered(episode.start(setting), expert)
+    assert (result.success, result.reward, result.answers) == (True, 1.0, 1)
+    assert result.instruction in robots.tasks.TASKS[name].instructions and result.steps <= len(plan)
+    assert asked == [{"top": (72, 96, 3), "left_wrist": (36, 48, 3), "right_wrist": (36, 48, 3)}]
+    film = answered(make_film(Film(episode, ""), dataclasses.replace(setting, contract=long(setting.contract))), None)
+    with av.open(str(film)) as container:
+        frames = np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
+    assert len(frames) == 1 + -(-result.steps // 2)
+    assert (np.abs(frames[-1].astype(int) - frames[0]).max(-1) > 40).mean() > 0.02, "the arms have moved"
+
+
+def long(contract):
+    """The contract with as many frames as an expert's whole plan takes."""
+    return dataclasses.replace(contract, video_frames=20)
+
+
+def test_who_holds_still_does_not_succeed_and_rates_are_checked(setting):
     from motus_jax.errors import UserError
+    from motus_jax.robots import baselines
+    from motus_jax.robots.closed_loop import Actor, Episode
 
-    loop = robots.closed_loop
-    with pytest.raises(UserError, match=r"expected finite joint targets of shape \[1, T, 14\], found \[1, 8, 7\]"):
-        loop.evaluate_policy(lambda f, s, i: np.zeros((1, 8, 7)), ["lift_left"], [0], batch_size=1)
+    episode = Episode(Actor("hold_the_state", "k", begin=baselines.hold_the_state), "lift_left", 0)
+    still = answered(episode.start(dataclasses.replace(setting, seconds=1.0)), None)
+    assert (still.success, still.steps, still.reward) == (False, 10, 0)
+    wrong = dataclasses.replace(setting, contract=dataclasses.replace(setting.contract, action_hz=15.0))
     with pytest.raises(UserError, match="divisor of the control rate, 50 Hz"):
-        loop.evaluate_policy(loop.hold(), ["lift_left"], [0], action_hz=15, batch_size=1)
-    with pytest.raises(UserError, match="task 'juggle': expected one of transfer_cube"):
-        loop.evaluate_policy(loop.hold(), ["juggle"], [0])
+        answered(episode.start(wrong), None)
+
+
+def test_a_model_acts_through_the_server_and_is_filmed_with_its_imagination(loaded, tmp_path):
+    """The smallest model there is, untrained; one episode in a process of its own."""
+    from motus_jax.data.contract import Contract
+    from motus_jax.evaluation import acting
+    from motus_jax.evaluation.acting_setup import Model, Options
+    from motus_jax.robots.policy import Policy, describe
+
+    contract = dataclasses.replace(Contract.from_json(loaded.contract()), robot="aloha")
+    options = Options(policies=("vla",), episodes=1, workers=1, lanes=1, videos=1)
+
+    def serve():
+        return Policy(loaded, modes=options.modes, max_batch=1, ahead=False)
+
+    model = Model(contract, np.zeros((8, 14), np.float32), {}, {}, serve, describe(contract, loaded.step))
+    entry = acting.success_rates(model, ("lift_left",), options, tmp_path, lambda line: None)
+    assert entry["policies"]["vla"]["episodes"] == 1 and entry["beats_baselines"] is None
+    (film,) = entry["videos"]
+    with av.open(str(tmp_path / film["file"])) as container:
+        stream = container.streams.video[0]
+        assert stream.width == 2 * 3 * contract.image_size[1] + 6 and stream.frames == 1 + 30
 
 
 def test_sawyer_expert_succeeds():

@@ -8,6 +8,7 @@ from motus_jax.errors import UserError
 from motus_jax.models.system import System
 from motus_jax.modes import MODES
 from motus_jax.robots.policy import Policy, batch_sizes
+from motus_jax.sampling.jobs import Planning
 from motus_jax.sampling.observation import observe
 from motus_jax.sampling.sampler import make_sampler
 
@@ -215,3 +216,28 @@ class TestFiveModes:
         found = sample(loaded.params, loaded.frozen, batch, key[None])
         expected = five.contract.denormalise_actions(np.asarray(found["actions"]), state)[0]
         np.testing.assert_allclose(five.infer(observation)["actions"], expected, atol=1e-5)
+
+
+def test_compiled_at_the_first_question_where_nobody_waits(loaded, policy, observation):
+    said = []
+    lazy = Policy(loaded, modes=("vla", "world_model"), max_batch=2, ahead=False, say=said.append)
+    assert lazy.batch_sizes == (2,) and not said
+    np.testing.assert_allclose(lazy.infer(observation)["actions"], policy.infer(observation)["actions"], atol=1e-4)
+    assert len(said) == 1 and said[0].startswith("vla, batch 2: compiled")
+    lazy.infer(observation)
+    assert len(said) == 1
+
+
+@pytest.mark.thorough
+def test_plans_and_shows_what_it_imagines(loaded, policy, observation):
+    """Of one candidate planning is acting; of several the answer is one of those that acting could have given."""
+    alone = Policy(loaded, modes=("plan",), max_batch=1, plan=Planning(1), ahead=False)
+    answer = alone.infer(observation)
+    assert set(answer) == {"mode", "actions", "policy_timing"} and answer["mode"] == "plan"
+    np.testing.assert_allclose(answer["actions"], policy.infer(observation)["actions"], atol=1e-4)
+    several = Policy(loaded, modes=("plan",), max_batch=1, plan=Planning(3), ahead=False)
+    assert several.metadata["returns"] == {"plan": ["actions", "video"]} and several.mode == "plan"
+    answer = several.infer(observation | {"return_video": True})
+    c = several.contract
+    assert answer["video"].shape == (1 + c.video_frames, *c.image_size, 3) and answer["video"].dtype == np.uint8
+    assert answer["actions"].shape == (8, 14)
