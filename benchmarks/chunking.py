@@ -30,7 +30,6 @@ from motus_jax.data.contract import Contract
 from motus_jax.data.dataset import Dataset
 from motus_jax.data.mixture import make_dataset, settings_of
 from motus_jax.errors import UserError
-from motus_jax.evaluation.acting import ACTING
 from motus_jax.evaluation.held_out import RADIANS, ActionUnits
 from motus_jax.evaluation.intervals import mean_interval
 from motus_jax.models.system import System
@@ -130,7 +129,7 @@ def read(dataset: Dataset, contract: Contract, every: int, most: int) -> Episode
 
 def answerer(method: str, loaded: Any, system: System, contract: Contract, episodes: Episodes) -> Answer:
     """The model as something that answers all episodes' questions of one number at once."""
-    sample = make_sampler(system, ACTING, loaded.config.sampling, method)
+    sample = make_sampler(system, "vla", loaded.config.sampling, method)
     remembered: dict[int, Chunk] = {}
 
     def answer(question: int, plans: Sequence[Plan] | None, committed: int) -> Chunk:

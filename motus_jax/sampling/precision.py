@@ -19,7 +19,7 @@ LARGEST = 127
 
 def in_dtype(system: System, settings: Settings) -> System:
     """The system with the experts' products in `settings.dtype`."""
-    if settings.dtype in ("", system.motus_config.dtype):
+    if not settings.dtype or settings.dtype == system.motus_config.dtype:
         return system
     config = system.config.copy_and_resolve_references()
     with config.unlocked():

@@ -133,7 +133,7 @@ class TestMethods:
 def test_modes_that_make_no_actions_take_none(hard, observation, prefix, monkeypatch):
     monkeypatch.setattr(hard, "modes", ("vla", "world_model"))
     asked = observation | {"mode": "world_model", "actions": np.zeros((8, 14)), "prefix": prefix}
-    with pytest.raises(UserError, match="prefix: expected none in mode world_model, which makes no actions"):
+    with pytest.raises(UserError, match="prefix: expected none in mode world_model, which takes none"):
         hard.prepare(asked)
 
 
