@@ -104,7 +104,12 @@ def test_remat_and_unroll_change_no_gradient(setup, change):
 
 
 @pytest.mark.parametrize(
-    "change", [{}, pytest.param({"depth": 1}, marks=pytest.mark.thorough), {"clean_condition_timestep": True}]
+    "change",
+    [
+        {},
+        pytest.param({"depth": 1}, marks=pytest.mark.thorough),
+        pytest.param({"clean_condition_timestep": True}, marks=pytest.mark.thorough),
+    ],
 )
 def test_the_trimmed_last_layer_changes_nothing_that_is_read(setup, change):
     config = dataclasses.replace(setup[0], **change)

@@ -41,6 +41,20 @@ def test_the_expert_succeeds_and_its_actions_replay(robots, episodes, name):
     assert np.abs(np.diff(episode.action, axis=0))[:, arms].max() < 0.35
 
 
+def test_a_disturbed_expert_is_pushed_and_its_own_targets_are_recorded(robots, episodes):
+    from motus_jax.robots import disturbed
+
+    own, pushed = episodes["lift_left"], disturbed.record_expert("lift_left", np.random.SeedSequence([3, 1]))
+    assert pushed.instruction == own.instruction
+    rows = min(len(own.action), len(pushed.action))
+    np.testing.assert_array_equal(pushed.action[:rows], own.action[:rows])
+    arms = [d for d in range(14) if d % 7 != 6]
+    apart = (pushed.state[:rows] - own.state[:rows])[2:, arms]
+    assert 0.3 * disturbed.PUSH < apart.std() < 2 * disturbed.PUSH
+    again = disturbed.record_expert("lift_left", np.random.SeedSequence([3, 1]))
+    np.testing.assert_array_equal(again.state, pushed.state)
+
+
 def test_the_pictures_move_and_differ(episodes):
     episode = episodes["transfer_cube"]
     assert episode.frames["top"].shape == (len(episode.state), 72, 96, 3)

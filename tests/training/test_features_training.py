@@ -66,7 +66,7 @@ def settings(tmp_path_factory):
     return functools.cache(lambda name: Setting(name, tmp_path_factory.mktemp(name)))
 
 
-@pytest.fixture(scope="module", params=list(SETTINGS))
+@pytest.fixture(scope="module", params=[pytest.param("fitted", marks=pytest.mark.heavy), "pretrained"])
 def setting(request, settings):
     return settings(request.param)
 
