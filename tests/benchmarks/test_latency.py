@@ -37,7 +37,7 @@ def test_rows_take_turns_and_each_begins_in_turn():
     assert latency.quantiles([0.001] * 99 + [0.2])["p99_ms"] > latency.quantiles([0.001] * 100)["p99_ms"]
 
 
-@pytest.mark.thorough
+@pytest.mark.heavy
 def test_rows_of_a_small_random_model(tmp_path):
     config = debug.get_config()
     subject = from_random(config, 2, depth=2)

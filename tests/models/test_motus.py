@@ -94,11 +94,15 @@ CHANGES = [
 ]  # fmt: skip
 
 
+@pytest.fixture(scope="module")
+def reference(setup):
+    return _gradients(*setup[:3])
+
+
 @pytest.mark.thorough
 @pytest.mark.parametrize("change", CHANGES)
-def test_remat_and_unroll_change_no_gradient(setup, change):
+def test_remat_and_unroll_change_no_gradient(setup, reference, change):
     config, inputs, params, _ = setup
-    reference = _gradients(config, inputs, params)
     other = _gradients(dataclasses.replace(config, **change), inputs, params)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6, rtol=1e-4), reference, other)
 

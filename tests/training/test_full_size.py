@@ -41,6 +41,7 @@ def test_the_step_fits_and_is_the_one_of_the_table(tmp_path, name):
     assert f"memory of one device, GiB\n  argument     {found['argument_bytes'] / 2**30:8.2f}" in done.stdout
 
 
+@pytest.mark.heavy
 def test_the_program_is_as_long_at_any_depth():
     """Layers are scanned: what is handed to the compiler does not grow with them."""
     script = """
