@@ -66,12 +66,7 @@ def main(argv: Sequence[str]) -> None:
     arguments = parse(argv)
     loaded = load_for_inference(arguments.workdir, arguments.step)
     contract = Contract.from_json(loaded.contract(arguments.source))
-    dataset = open_dataset(loaded, contract, arguments)
-    if not 0 <= arguments.episode < len(dataset.episodes):
-        raise UserError(
-            f"episode {arguments.episode} of split {arguments.split!r}: expected 0 to {len(dataset.episodes) - 1}"
-        )
-    episode = dataset.episodes[arguments.episode]
+    dataset, episode = open_episode(loaded, contract, arguments)
     example = dataset.example(episode, arguments.frame)
     system, sampling = System(loaded.config), sampling_config(loaded, arguments)
     sample = make_sampler(system, arguments.mode, sampling)
@@ -86,12 +81,21 @@ def main(argv: Sequence[str]) -> None:
         print(path)
 
 
-def open_dataset(loaded: Loaded, contract: Contract, arguments: argparse.Namespace) -> Dataset:
-    """The dataset of the training, or another one of the same contract and format."""
+def open_episode(loaded: Loaded, contract: Contract, arguments: argparse.Namespace) -> tuple[Dataset, int]:
+    """The dataset of the training, or another one of the same contract and format, and an episode of its split.
+
+    Raises:
+      UserError: the split has no such episode, or the dataset does not fit.
+    """
     settings = settings_of(loaded.config.data, arguments.source)
     if arguments.dataset:
         settings["path"] = arguments.dataset
-    return make_dataset(settings, arguments.split, contract=contract)
+    dataset = make_dataset(settings, arguments.split, contract=contract)
+    if not 0 <= arguments.episode < len(dataset.episodes):
+        raise UserError(
+            f"episode {arguments.episode} of split {arguments.split!r}: expected 0 to {len(dataset.episodes) - 1}"
+        )
+    return dataset, dataset.episodes[arguments.episode]
 
 
 def sampling_config(loaded: Loaded, arguments: argparse.Namespace) -> ml_collections.ConfigDict:

@@ -23,7 +23,7 @@ from motus_jax.evaluation import episode as episodes
 from motus_jax.evaluation import episode_page, episode_rerun
 from motus_jax.models.system import System
 from motus_jax.modes import MODES, get_mode
-from motus_jax.sample import open_dataset
+from motus_jax.sample import open_episode
 from motus_jax.sampling.sampler import make_sampler
 from motus_jax.train import set_up_jax
 from motus_jax.training.checkpoint import Loaded, load_for_inference
@@ -68,12 +68,7 @@ def main(argv: Sequence[str]) -> None:
     set_up_jax(platform="")
     loaded = load_for_inference(arguments.workdir, arguments.step)
     contract = Contract.from_json(loaded.contract(arguments.source))
-    dataset = open_dataset(loaded, contract, arguments)
-    if not 0 <= arguments.episode < len(dataset.episodes):
-        raise UserError(
-            f"episode {arguments.episode} of split {arguments.split!r}: expected 0 to {len(dataset.episodes) - 1}"
-        )
-    episode = dataset.episodes[arguments.episode]
+    dataset, episode = open_episode(loaded, contract, arguments)
     every = arguments.every or max(1, round(contract.chunk / contract.action_hz * dataset.source.fps / 2))
     title = f"{dataset.source.path}, {arguments.split} episode {arguments.episode}"
     samplers = make_samplers(loaded, arguments.modes, arguments.seed)

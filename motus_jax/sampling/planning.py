@@ -9,13 +9,15 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from motus_jax.errors import UserError
+from motus_jax.flow_matching import Plan
 from motus_jax.models.system import System
 from motus_jax.modes import get_mode
 from motus_jax.sampling import precision
-from motus_jax.sampling.denoise import denoise, make_plan
+from motus_jax.sampling.denoise import denoise, make_plan, noise_levels
 from motus_jax.sampling.jobs import Planning
 from motus_jax.sampling.sampler import Sampler
 from motus_jax.sampling.settings import Settings
@@ -44,10 +46,12 @@ def planning_function(system: System, sampling: Any, planning: Planning) -> Samp
         raise UserError(f"planning: expected sampling.action_tail 0; found {settings.action_tail}")
     system = precision.in_dtype(system, settings)
     runs = {mode: _denoiser(system, mode, settings) for mode in (planning.source, FORWARD, INVERSE, EXPECT)}
+    levels = [np.unique(np.concatenate(each)) for each in zip(*(noise_levels(_schedule(m, settings)) for m in runs))]
 
     def plan(params: Mapping, frozen: Mapping, batch: Mapping[str, Array], keys: PRNGKeyArray) -> dict[str, Array]:
         condition = system.encode_video(frozen, batch["frames"][:, :1])
         context = system.context(params, frozen, batch, cache=True)
+        context = system.with_time_cache(params, context, *levels)
         seen = (params, condition, system.state(batch), batch.get("state_mask"), context)
         shapes = (system.latent_shape, batch["actions"].shape[1:])
 
@@ -112,17 +116,23 @@ def _normal(keys: PRNGKeyArray, stream: Array | int, shape: tuple[int, ...]) -> 
     return jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(key, stream), shape, jnp.float32))(keys)
 
 
+def _schedule(mode: str, sampling: Settings) -> Plan:
+    return make_plan(get_mode(mode), sampling.video_steps, sampling.action_steps, sampling.grid_shift)
+
+
 def _denoiser(system: System, mode: str, sampling: Settings) -> Any:
     """One mode's loop: (what is seen, video [B, F, h, w, C], actions [B, T, A]) -> both at tau = 0."""
     if mode not in system.supported_modes:
         raise UserError(f"planning: expected a model that can do {mode}; found {', '.join(system.supported_modes)}")
-    schedule = make_plan(get_mode(mode), sampling.video_steps, sampling.action_steps, sampling.grid_shift)
+    schedule, only_actions = _schedule(mode, sampling), not get_mode(mode).returns_video
 
     def run(seen: tuple, video: Array, actions: Array) -> tuple[Array, Array]:
         params, condition, state, known, context = seen
 
         def field(video: Array, actions: Array, tau_video: Array, tau_action: Array) -> tuple[Array, Array]:
-            return system.velocities(params, video, actions, state, tau_video, tau_action, context, known)
+            return system.velocities(
+                params, video, actions, state, tau_video, tau_action, context, known, only_actions=only_actions
+            )
 
         return denoise(field, video, actions, condition, schedule, sampling.solver, sampling.reuse)
 

@@ -22,6 +22,7 @@ from motus_jax.robots.policy import describe
 from motus_jax.robots.server.background import serving
 from motus_jax.robots.server.websocket import Settings
 from motus_jax.robots.workers import Missing, Server, Workers
+from tests.robots.playing import answered
 
 CONTRACT = dataclasses.replace(synthetic.contract(), robot="fake", state_names=fake_robot.NAMES)
 METADATA = describe(CONTRACT, 7)
@@ -39,14 +40,7 @@ def setting(folder):
 
 def run_with(guide, asking):
     """What an episode returns, asked in this process."""
-    answer = None
-    while True:
-        try:
-            asked = asking.send(answer)
-        except StopIteration as end:
-            return end.value
-        (found,) = guide.answer([guide.prepare(asked, 0)])
-        answer = {**found, "waited": 0.5}
+    return answered(asking, lambda asked: guide.answer([guide.prepare(asked, 0)])[0], waited=0.5)
 
 
 def test_an_episode_is_questions_and_what_follows(tmp_path):

@@ -6,6 +6,8 @@ import av
 import numpy as np
 import pytest
 
+from tests.robots.playing import answered
+
 pytestmark = pytest.mark.simulator
 
 TASKS = ("transfer_cube", "insertion", "lift_left", "lift_right")
@@ -95,17 +97,6 @@ def setting(loaded, tmp_path):
 
     contract = dataclasses.replace(Contract.from_json(loaded.contract()), robot="aloha")
     return Setting("motus_jax.robots.rollout", contract, contract.cameras, 40, 6.0, 0, tmp_path)
-
-
-def answered(asking, answers):
-    """What an episode returns, its questions answered by `answers(observation)`."""
-    answer = None
-    while True:
-        try:
-            asked = asking.send(answer)
-        except StopIteration as end:
-            return end.value
-        answer = {**answers(asked), "waited": 0.0}
 
 
 @pytest.mark.parametrize("name", ["lift_left", "transfer_cube"])

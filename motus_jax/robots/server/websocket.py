@@ -34,7 +34,7 @@ FAULT = "the server failed on this request; its log says why"
 _log = logging.getLogger(__name__)
 
 # The library's own logger tells of every port scan with a traceback; what matters is counted and logged here.
-_quiet = logging.getLogger(f"{__name__}.library")
+_quiet = logging.getLogger(f"{__name__}.handshakes")
 _quiet.setLevel(logging.CRITICAL + 1)
 
 
