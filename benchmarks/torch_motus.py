@@ -179,6 +179,7 @@ class Wan(Timed):
         self.text_embedding = mlp([config.text_width, config.width, config.width], nn.GELU("tanh"))
         self.blocks = nn.ModuleList(WanBlock(config) for _ in range(depth))
         self.head = WanHead(config)
+        self.register_parameter("places", None)  # [h w, D], set where the model has it
 
     def unpatchify(self, x: Tensor, grid: tuple[int, int, int]) -> Tensor:
         """[B, f*h*w, pf*ph*pw*C] -> [B, C, F, H, W]."""
@@ -262,7 +263,10 @@ class TorchMotus(nn.Module):
         wan, action, und = self.video_model["wan_model"], self.action_expert, self.und_expert
         patches = wan.patch_embedding(video)
         grid = tuple(patches.shape[2:])
-        x, a, u = patches.flatten(2).transpose(1, 2), action.embed(actions, state), und.vlm_adapter(vlm_states)
+        x = patches.flatten(2).transpose(1, 2)
+        if wan.places is not None:
+            x = x + wan.places.repeat(grid[0], 1)
+        a, u = action.embed(actions, state), und.vlm_adapter(vlm_states)
         text = wan.text_embedding(text_states)
         head_v, time_v = wan.embed_time(t_video)
         head_a, time_a = action.embed_time(t_action)

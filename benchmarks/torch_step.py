@@ -20,6 +20,8 @@ from motus_jax.weights import tree
 from motus_jax.weights.name_map import to_public
 
 CHANNEL_LAST = ("latents", "video_noise")
+PLACES = "video/places/embedding"
+"""What the public layout has no name for."""
 
 
 def load(config: Any, params: Mapping[str, Any]) -> TorchMotus:
@@ -29,8 +31,13 @@ def load(config: Any, params: Mapping[str, Any]) -> TorchMotus:
       config: a `MotusConfig`.
     """
     model = TorchMotus(config)
-    public = to_public(jax.tree.map(np.asarray, dict(params)), names.rules(config), config.depth)
-    model.load_state_dict({name: torch.from_numpy(tensor.copy()) for name, tensor in public.items()})
+    leaves = tree.flatten(jax.tree.map(np.asarray, dict(params)))
+    if config.video.places:
+        places = leaves.pop(PLACES)
+        model.video_model["wan_model"].places = torch.nn.Parameter(torch.tensor(places.reshape(-1, places.shape[-1])))
+    public = to_public(tree.unflatten(leaves), names.rules(config), config.depth)
+    own = {name: value for name, value in model.state_dict().items() if name.endswith(".places")}
+    model.load_state_dict(own | {name: torch.from_numpy(tensor.copy()) for name, tensor in public.items()})
     return model
 
 
@@ -92,6 +99,7 @@ def _groups(model: TorchMotus, motus_config: Any, params: Mapping[str, Any], set
     by_name = {
         name: decays[rule.path] for rule in names.rules(motus_config) for name in rule.names(motus_config.depth)
     }
+    by_name["video_model.wan_model.places"] = decays.get(PLACES)
     groups: dict[float, list[Tensor]] = {}
     for name, parameter in model.named_parameters():
         groups.setdefault(by_name[name], []).append(parameter)

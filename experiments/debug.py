@@ -10,7 +10,7 @@ from experiments import demo
 
 def get_config() -> ml_collections.ConfigDict:
     """`demo` with the `debug` variant, a short clip and 8 steps."""
-    config = demo.get_config()
+    config = demo.with_shared_components(demo.get_config())
     config.steps = 8
     config.batch_size = 4
     config.data.chunk = 8

@@ -27,8 +27,8 @@ def get_config() -> ml_collections.ConfigDict:
     config.system = "motus"  # or video_vae: its video encoder alone (experiments/demo_vae.py)
     config.seed = 0
     config.platform = ""  # cpu, gpu, tpu, or empty: JAX chooses
-    config.steps = 2800
-    config.batch_size = 16
+    config.steps = 4400
+    config.batch_size = 8
     # One of the five modes, `unified`, or weights over them.
     config.mode = "joint:1,vla:2,world_model:3,inverse_dynamics:2,video:1"
     config.data = _data()
@@ -36,12 +36,12 @@ def get_config() -> ml_collections.ConfigDict:
         "variant": "demo",
         # Layers unrolled, nothing recomputed: 12 s more to compile, and each step a tenth faster.
         "overrides": {"depth": 4, "remat": "none", "scan_unroll": 3, "trim_last_layer": True,
-                      "video": {"locality": 6.0, "latent_channels": 24}},
+                      "video": {"locality": 6.0, "latent_channels": 48, "places": True}},
         # What the network itself outputs; the sampler always integrates the velocity that follows from it.
         "prediction": {"video": "clean", "action": "clean"},
         "text_encoder": {"heads": 4, "head_dim": 16, "mlp": 128, "depth": 1},
         "vlm": {"kind": "compact", "heads": 4, "mlp": 256, "depth": 2},
-        "video_codec": {"kind": "linear", "patch": 8, "group": 4, "whitening": 0.0},
+        "video_codec": {"kind": "linear", "patch": 8, "group": 4, "whitening": 0.0, "local": True, "clips": 1500},
         "frozen": ("video_codec",),  # encoders that are not trained
     })
     # Rows (regex over parameters, folder of an import or of an earlier run); what none names starts fresh.
@@ -90,6 +90,18 @@ def get_config() -> ml_collections.ConfigDict:
     config.validate_every = 500
     config.stall_seconds = 900.0  # without a step, after which the stacks of all threads are written; 0: never
     config.profile = ml_collections.ConfigDict({"first": 20, "steps": 0})  # steps that a profiler's trace is taken of
+    return config
+
+
+def with_shared_components(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+    """The smaller video codec, whose components all places of the picture share, and the batch that went with it.
+
+    It is quicker to fit and to run and does not mind cameras that are elsewhere in every source. The demo had it before;
+    the figures of experiments that take it were measured with it.
+    """
+    config.batch_size = 16
+    config.model.overrides.video.update(latent_channels=24, places=False)
+    config.model.video_codec.update(local=False, clips=64)
     return config
 
 

@@ -12,7 +12,7 @@ from experiments import demo
 
 def get_config() -> ml_collections.ConfigDict:
     """`demo` data, and nothing but the video encoder."""
-    config = demo.get_config()
+    config = demo.with_shared_components(demo.get_config())
     config.system = "video_vae"
     config.steps = 600
     config.batch_size = 8

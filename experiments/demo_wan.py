@@ -15,7 +15,7 @@ from experiments import demo, demo_vae
 
 def get_config() -> ml_collections.ConfigDict:
     """`demo` with other encoders, of which the VAE comes from its own run and is frozen."""
-    config = demo.get_config()
+    config = demo.with_shared_components(demo.get_config())
     config.steps = 1200
     vae = demo_vae.get_config()
     config.data.image_size = vae.data.image_size

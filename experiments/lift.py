@@ -20,7 +20,7 @@ from experiments import demo
 
 def get_config() -> ml_collections.ConfigDict:
     """`demo` on another recording, acting more than anything else."""
-    config = demo.get_config()
+    config = demo.with_shared_components(demo.get_config())
     config.mode = "joint:1,vla:3,world_model:1,inverse_dynamics:1,video:1"
     config.data.path = "datasets/lift"
     config.steps = 2200

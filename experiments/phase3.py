@@ -40,6 +40,7 @@ def get_config(size: str = "full") -> ml_collections.ConfigDict:
         raise ValueError(f"expected one of {', '.join(SIZES)} after the colon, found {size!r}")
     config = demo.get_config()
     if size == "demo":
+        config = demo.with_shared_components(config)
         config.steps = 500
         config.data.episodes = FEW
         config.init_from = (*((regex, source.replace("phase2", "phase2_demo")) for regex, source in EXPERTS),

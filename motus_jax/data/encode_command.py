@@ -203,7 +203,7 @@ def _fitted(
     if not system.codec.fitted:
         return {}
     if not (out / feature_files.FITTED).exists() and jax.process_index() == 0:
-        made = system.fit_frozen(inputs.codec_frames([dataset], [1.0], config.seed))
+        made = system.fit_frozen(inputs.codec_frames(config, [dataset], [1.0]))
         out.mkdir(parents=True, exist_ok=True)
         partial = out / f"{feature_files.FITTED}.partial"
         save_file({path: np.asarray(leaf) for path, leaf in tree.flatten(made).items()}, partial)

@@ -10,7 +10,9 @@ from motus_jax.errors import UserError
 class VideoExpertConfig:
     """Wan2.2 DiT (`wan_ti2v_5B.py`). Width = heads x head_dim.
 
-    `locality` is the strength of `layers.locality_bias` at initialisation, for training from scratch; Wan has 0.
+    For training from scratch: `locality` is the strength of `layers.locality_bias` at initialisation, `places` whether
+    tokens know where in the picture they are, by a learned vector a place (all frames share it), as suits cameras that
+    stand still. Wan has neither.
     """
 
     heads: int
@@ -22,6 +24,7 @@ class VideoExpertConfig:
     patch: tuple[int, int, int] = (1, 2, 2)
     eps: float = 1e-6
     locality: float = 0.0
+    places: bool = False
 
     @property
     def width(self) -> int:

@@ -29,8 +29,8 @@ Batch = Mapping[str, Array]
 class VideoEncoder(Protocol):
     """Frames in [-1, 1] <-> latents, float32; `dtype` is what is computed in between.
 
-    If it is `fitted`, `fit` gives the parameters in closed form from training clips, of the `shapes`; else they are
-    trained or loaded, and `init` gives random ones of the right shapes.
+    If it is `fitted`, `fit` gives the parameters in closed form from training clips, of the `shapes` that it says for
+    pictures of a size; else they are trained or loaded, and `init` gives random ones of the right shapes.
     """
 
     fitted: bool
@@ -40,7 +40,7 @@ class VideoEncoder(Protocol):
 
     def fit(self, clips: UInt8[np.ndarray, "M frames H W 3"]) -> Params: ...
 
-    def shapes(self) -> Params: ...
+    def shapes(self, height: int, width: int) -> Params: ...
 
     def init(self, key: PRNGKeyArray) -> Params: ...
 

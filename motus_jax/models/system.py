@@ -117,7 +117,7 @@ class System:
 
     def fitted_shapes(self) -> Params:
         """What `fit_frozen` returns; a run takes it from an earlier one where `config.init_from` says so."""
-        return {"video_codec": self.codec.shapes()} if self.codec.fitted else {}
+        return {"video_codec": self.codec.shapes(*self.config.data.image_size)} if self.codec.fitted else {}
 
     def encode(self, frozen: Params, batch: Mapping[str, Array]) -> Clean:
         """Latents and normalised numbers of a batch (the schema of `motus_jax.data.example`)."""

@@ -166,6 +166,16 @@ class VideoHead(nn.Module):
         return Dense(pf * ph * pw * self.config.latent_channels, jnp.float32, kernel_init=ZEROS, name="dense")(x)
 
 
+class Places(nn.Module):
+    """A learned vector for each place of the token grid."""
+
+    width: int
+
+    @nn.compact
+    def __call__(self, height: int, width: int) -> Float[Array, "H W D"]:
+        return self.param("embedding", nn.initializers.normal(0.5), (height, width, self.width))
+
+
 class VideoExpert(nn.Module):
     """Everything of the video expert outside the scanned layers: patches and text in, time, velocity out."""
 
@@ -175,6 +185,7 @@ class VideoExpert(nn.Module):
     def setup(self) -> None:
         width = self.config.width
         self.patch_embedding = Dense(width, self.dtype)
+        self.places = Places(width) if self.config.places else None
         self.text_embedding = Mlp((width, width), self.dtype, lambda x: nn.gelu(x, approximate=True), SMALL)
         self.time = TimeEmbedding(width, self.config.frequencies)
         self.head = VideoHead(self.config)
@@ -188,7 +199,8 @@ class VideoExpert(nn.Module):
         b, *_, c = latents.shape
         (f, h, w), (pf, ph, pw) = self.grid(latents.shape), self.config.patch
         x = latents.reshape(b, f, pf, h, ph, w, pw, c).transpose(0, 1, 3, 5, 2, 4, 6, 7)
-        return self.patch_embedding(x.reshape(b, f * h * w, -1)).astype(jnp.float32)
+        tokens = self.patch_embedding(x.reshape(b, f * h * w, -1)).astype(jnp.float32)
+        return tokens if self.places is None else tokens + jnp.tile(self.places(h, w).reshape(h * w, -1), (f, 1))
 
     def embed_text(self, states: Float[Array, "B M E"]) -> Float[Array, "B M D"]:
         return self.text_embedding(states)

@@ -14,13 +14,12 @@ from motus_jax.data.dataset import Dataset
 from motus_jax.data.features import Features, encoder_settings
 from motus_jax.data.mixture import make_mixture, settings_by_source
 from motus_jax.errors import UserError
+from motus_jax.models.video_codec import VideoCodecConfig
 from motus_jax.training.loop import Batch, Data
 
 VALIDATION_EXAMPLES = 64
 """Held-out examples per validation (at least one batch of each source): enough to see a trend, few enough to cost a
 second."""
-CODEC_CLIPS = 64
-"""Training clips that the frozen video codec is fitted on."""
 
 
 def open_data(config: ml_collections.ConfigDict, contracts: Mapping[str, Contract] | None = None) -> Data:
@@ -53,18 +52,20 @@ def open_data(config: ml_collections.ConfigDict, contracts: Mapping[str, Contrac
         for dataset in held_out.datasets.values()
         for batch in pipeline.eval_batches(dataset, config.batch_size, limit, config.seed)
     ]
-    frames = functools.partial(codec_frames, list(train.datasets.values()), list(train.probabilities), config.seed)
+    frames = functools.partial(codec_frames, config, list(train.datasets.values()), list(train.probabilities))
     return Data(batches, validation, frames, train.contracts(), features)
 
 
 def codec_frames(
-    datasets: Sequence[Dataset], shares: Sequence[float], seed: int
+    config: ml_collections.ConfigDict, datasets: Sequence[Dataset], shares: Sequence[float]
 ) -> UInt8[np.ndarray, "M 1+Nf H W 3"]:
-    """The clips that a fitted codec is fitted on, of datasets that read pixels; of each its share."""
+    """The `config.model.video_codec.clips` that a fitted codec is fitted on, of datasets that read pixels; of each its
+    share."""
+    clips = config.model.video_codec.get("clips", VideoCodecConfig.clips)
     batches = [
         batch
         for dataset, share in zip(datasets, shares)
-        for batch in pipeline.eval_batches(dataset, 1, round(CODEC_CLIPS * share), seed)
+        for batch in pipeline.eval_batches(dataset, 1, round(clips * share), config.seed)
     ]
     return np.concatenate([batch["frames"] for batch in batches])
 

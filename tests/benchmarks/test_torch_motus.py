@@ -16,6 +16,7 @@ from motus_jax.weights.name_map import to_tree  # noqa: E402
 def test_velocities_loss_and_gradients_agree():
     config = debug.get_config()
     config.batch_size = 2
+    config.model.overrides.video.places = True
     batch, ours = experts.make_batch(config), experts.Experts(config)
     noisy = jax.jit(lambda key: jax.tree.map(
         # The heads start at zero and would hide everything.
@@ -36,5 +37,8 @@ def test_velocities_loss_and_gradients_agree():
         name: np.zeros(p.shape, np.float32) if p.grad is None else p.grad.numpy()
         for name, p in model.named_parameters()
     }
+    places = public.pop("video_model.wan_model.places")
     expected = to_tree(public, names.rules(ours.system.motus_config), ours.system.motus_config.depth)
+    of_places = gradients["video"].pop("places")["embedding"]
+    np.testing.assert_allclose(of_places.reshape(places.shape), places, atol=2e-5)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), gradients, expected)
