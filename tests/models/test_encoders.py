@@ -58,7 +58,7 @@ def setting():
 
     def drawn(shapes):
         """Any numbers of the right shapes: the heads would start at zero, and nothing behind them would be seen."""
-        return jax.tree.map(lambda leaf: jnp.float32(rng.normal(0, 0.1, leaf.shape)), shapes)
+        return jax.tree.map(lambda leaf: jnp.asarray(rng.normal(0, 0.1, leaf.shape), leaf.dtype), shapes)
 
     return config, system, drawn(jax.eval_shape(system.init, jax.random.key(0))), drawn(system.frozen_shapes())
 

@@ -29,14 +29,14 @@ def system_of(mode="joint", **overrides):
 def started(system, seed=0):
     """Parameters whose heads do not start at zero; drawn by numpy, since the initialisation takes long to compile."""
     rng, shapes = np.random.default_rng(seed), jax.eval_shape(system.init, jax.random.key(0))
-    return jax.tree.map(lambda leaf: jnp.float32(rng.normal(0.1, 0.1, leaf.shape)), shapes)
+    return jax.tree.map(lambda leaf: jnp.asarray(rng.normal(0.1, 0.1, leaf.shape), leaf.dtype), shapes)
 
 
 def loss_and_grads(system, config):
     key, batch = jax.random.key(0), jax.tree.map(jnp.asarray, make_batch(config))
     params = started(system)
     rng = np.random.default_rng(1)
-    frozen = jax.tree.map(lambda leaf: jnp.float32(rng.normal(0, 0.1, leaf.shape)), system.fitted_shapes())
+    frozen = jax.tree.map(lambda leaf: jnp.asarray(rng.normal(0, 0.1, leaf.shape), leaf.dtype), system.fitted_shapes())
     (_, metrics), grads = jax.jit(jax.value_and_grad(system.loss, has_aux=True))(params, frozen, batch, key)
     return params, metrics, grads
 
