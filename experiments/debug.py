@@ -16,7 +16,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.data.chunk = 8
     config.data.video_frames = 4
     config.model.variant = "debug"
-    config.model.overrides.update(remat="products", scan_unroll=1)  # quick to compile
+    config.model.overrides.update(remat="products", scan_unroll=1, trim_last_layer=False)  # quick to compile
     config.model.text_encoder = ml_collections.ConfigDict({"heads": 2, "head_dim": 8, "mlp": 32, "depth": 1})
     config.model.vlm = ml_collections.ConfigDict({"kind": "compact", "heads": 2, "mlp": 32, "depth": 1, "patch": 16})
     config.optimizer.schedule.warmup = 2

@@ -26,6 +26,6 @@ install test
 .venv/bin/ruff check .
 # Two test processes on two cores: threads of numpy and torch would only wait for each other, spinning.
 export OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MKL_NUM_THREADS=1
-# Tests of a module share what they compile, so a module stays on one process.
-if [ $# -eq 0 ]; then set -- -n 2 --dist loadscope; fi
+# Tests of a module share what they compile, so a module stays on one process; tests/conftest.py orders them.
+if [ $# -eq 0 ]; then set -- -n 2 --dist loadscope --no-loadscope-reorder; fi
 exec .venv/bin/python -m pytest "$@"

@@ -23,6 +23,8 @@ sys.path.append(str(REPOSITORY))  # experiments import each other by the name of
 sys.path.append(str(REPOSITORY / "tests" / "data"))
 import lerobot_fixture  # noqa: E402
 
+SHORT = ["--config.steps=2", "--config.validate_every=0", "--config.optimizer.schedule.warmup=1"]
+SHORT += ["--config.optimizer.name=adamw"]  # less to compile than Muon
 DEBUG = f"--config={REPOSITORY / 'experiments' / 'debug.py'}"
 MAINS = {
     "train": train.main,
@@ -160,8 +162,7 @@ def tiny(tmp_path_factory):
 def workdir(tiny, tmp_path_factory):
     """Two steps of the debug experiment in every mode at once."""
     workdir = tmp_path_factory.mktemp("run") / "debug"
-    sizes = ["--config.steps=2", "--config.validate_every=0", "--config.optimizer.schedule.warmup=1"]
-    assert run("train", DEBUG, f"--workdir={workdir}", f"--config.data.path={tiny}", *sizes) == 0
+    assert run("train", DEBUG, f"--workdir={workdir}", f"--config.data.path={tiny}", *SHORT) == 0
     return workdir
 
 
@@ -202,8 +203,7 @@ def test_evaluate_and_report(workdir, tmp_path, capsys):
 
 
 def test_training_again_says_that_it_is_done(workdir, tiny, capsys):
-    sizes = ["--config.steps=2", "--config.validate_every=0", "--config.optimizer.schedule.warmup=1"]
-    assert run("train", DEBUG, f"--workdir={workdir}", f"--config.data.path={tiny}", *sizes) == 0
+    assert run("train", DEBUG, f"--workdir={workdir}", f"--config.data.path={tiny}", *SHORT) == 0
     assert "trained to step 2 of 2: nothing to do" in capsys.readouterr().out
 
 

@@ -76,6 +76,7 @@ class System:
         width = self.motus_config.understanding.input_width
         self.vlm = pick(UNDERSTANDING_ENCODERS, "vlm", width, model.vlm)
         self.frozen_parts = frozenset(model.frozen)
+        self._parts = jax.jit(self._init_parts)  # traced once for shapes and values
         if not {"video_codec"} <= self.frozen_parts <= set(ENCODERS):
             raise UserError(
                 f"config.model.frozen: expected video_codec and perhaps text_encoder and vlm, found {model.frozen}"
@@ -97,7 +98,7 @@ class System:
 
     def init(self, key: PRNGKeyArray) -> Params:
         """Fresh trained parameters, float32."""
-        parts = self._init_parts(key)
+        parts = self._parts(key)
         return {name: parts[name] for name in parts if name not in self.frozen_parts}
 
     def frozen_shapes(self) -> Params:
@@ -105,7 +106,7 @@ class System:
 
         Their type is what the encoder computes in: it would round float32 numbers anyway, at each use.
         """
-        found = jax.eval_shape(self._init_parts, jax.random.key(0))
+        found = jax.eval_shape(self._parts, jax.eval_shape(jax.random.key, 0))
         if not self.codec.fitted:
             found |= {"video_codec": jax.eval_shape(self.codec.init, jax.random.key(0))}
         chosen = sorted(self.frozen_parts & found.keys())

@@ -16,7 +16,6 @@ from typing import Any
 
 import jax
 import numpy as np
-import tensorboardX
 
 from motus_jax.errors import UserError
 
@@ -125,6 +124,8 @@ class Writer:
             return
         self._metrics, self._timing = workdir / "metrics.jsonl", workdir / "timing.jsonl"
         _drop_after(self._metrics, start_step)
+        import tensorboardX  # brings torch along where there is one: seconds that only a training shall wait
+
         self._board = tensorboardX.SummaryWriter(str(workdir / "tensorboard"), purge_step=start_step + 1)
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:

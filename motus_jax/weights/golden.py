@@ -121,7 +121,12 @@ class Golden:
         """The model on the golden conditioning; `video` channel-last, timesteps in [0, 1000]."""
         text, vlm = (jnp.asarray(self.inputs[name]) for name in ("t5_embeddings", "vlm_hidden_states"))
         arguments = (video, actions, self.state(form), t_video, t_action, text, None, vlm, None)
-        return Motus(self.load(form)[0], trace).apply({"params": params}, *arguments)
+        return self._apply(form, trace)({"params": params}, *arguments)
+
+    @functools.cache  # noqa: B019
+    def _apply(self, form: str, trace: bool) -> Callable[..., tuple]:
+        """The model as one program: operation by operation it would be hundreds."""
+        return jax.jit(Motus(self.load(form)[0], trace).apply)
 
 
 def verify(folder: pathlib.Path, config_file: pathlib.Path) -> dict[str, list[Deviation]]:
@@ -267,7 +272,7 @@ def _one_step(
         losses = jnp.mean(video_loss(velocity, target[0], "all")), jnp.mean(action_loss(action, target[1]))
         return weights["video"] * losses[0] + weights["action"] * losses[1], (losses, velocity, action)
 
-    (total, (losses, velocity, action)), gradients = jax.value_and_grad(objective, has_aux=True)(params)
+    (total, (losses, velocity, action)), gradients = jax.jit(jax.value_and_grad(objective, has_aux=True))(params)
     yield f"{form}.video_loss", losses[0][None]
     yield f"{form}.action_loss", losses[1][None]
     yield f"{form}.total_loss", total[None]

@@ -4,6 +4,7 @@ Sizes are read off the parameters' shapes, of Qwen3-VL off its config. Rows at p
 and are not compared.
 """
 
+import functools
 import json
 import pathlib
 from collections.abc import Callable, Iterator
@@ -77,7 +78,7 @@ def _umt5(folder: pathlib.Path, tensors: Tensors) -> Found:
     )  # fmt: skip
     params = jax.tree.map(jnp.asarray, to_tree(stored, umt5.rules(config), config.depth))
     mask = tensors["in.mask"].astype(bool)
-    hidden = TextEncoder(config).apply({"params": params}, tensors["in.ids"], mask)
+    hidden = jax.jit(TextEncoder(config).apply)({"params": params}, tensors["in.ids"], mask)
     yield "out.hidden", _real(hidden, tensors["out.hidden"], mask)
     yield "aux.bucket_small", position_buckets(mask.shape[1], buckets, config.max_distance)
     long = position_buckets(LONG, buckets, config.max_distance)
@@ -92,7 +93,8 @@ def _qwen(folder: pathlib.Path, tensors: Tensors) -> Found:
     public = {kinds.rename(name, spelling): x for name, x in stored.items() if name.startswith("vlm_model.")}
     params = jax.tree.map(jnp.asarray, qwen3_vl.to_tree(public, config))
     mask, inputs = tensors["in.attention_mask"].astype(bool), _qwen_inputs(config, tensors)
-    states, state = Vlm(config).apply({"params": params}, inputs, mutable="intermediates")
+    apply = jax.jit(functools.partial(Vlm(config).apply, mutable="intermediates"))
+    states, state = apply({"params": params}, inputs)
     seen = state["intermediates"]
     yield "mid.position_ids", _real(inputs.positions, np.moveaxis(tensors["mid.position_ids"], 0, -1), mask, 0)
     yield "mid.visual_pos_mask", inputs.tokens == config.image_token

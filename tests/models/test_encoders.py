@@ -54,12 +54,13 @@ def make_batch(config, count=2):
 @pytest.fixture(scope="module")
 def setting():
     config = pretrained_kinds()
-    system = System(config)
-    frozen = jax.tree.map(
-        # Not drawn but imported in real life: any numbers of the right shapes.
-        lambda leaf: 0.1 * jax.random.normal(jax.random.key(leaf.size), leaf.shape), system.frozen_shapes()
-    )
-    return config, system, jax.jit(system.init)(jax.random.key(0)), frozen
+    system, rng = System(config), np.random.default_rng(0)
+
+    def drawn(shapes):
+        """Any numbers of the right shapes: the heads would start at zero, and nothing behind them would be seen."""
+        return jax.tree.map(lambda leaf: jnp.asarray(rng.normal(0, 0.1, leaf.shape), leaf.dtype), shapes)
+
+    return config, system, drawn(jax.eval_shape(system.init, jax.random.key(0))), drawn(system.frozen_shapes())
 
 
 def test_frozen_parts_are_loaded_and_the_others_trained(setting):
@@ -73,13 +74,8 @@ def test_loss_and_gradients_are_finite_and_reach_every_trained_part(setting):
     config, system, params, frozen = setting
     batch = make_batch(config)
 
-    @jax.jit
-    def gradient(params):
-        # The heads start at zero: nothing behind them would get a gradient.
-        moved = jax.tree.map(lambda x: x + 0.05 * jnp.cos(jnp.arange(x.size).reshape(x.shape)), params)
-        return jax.value_and_grad(lambda p: system.loss(p, frozen, batch, jax.random.key(1))[0])(moved)
-
-    value, gradients = gradient(params)
+    step = jax.jit(jax.value_and_grad(system.loss, has_aux=True))
+    (value, _), gradients = step(params, frozen, batch, jax.random.key(1))
     assert np.isfinite(value)
     for name in params:
         total = sum(float(jnp.abs(leaf).sum()) for leaf in jax.tree.leaves(gradients[name]))
@@ -89,7 +85,11 @@ def test_loss_and_gradients_are_finite_and_reach_every_trained_part(setting):
 def test_the_picture_and_the_chat_reach_the_understanding_stream(setting):
     config, system, params, frozen = setting
     batch = make_batch(config, 1)
-    tokens = jax.jit(lambda batch: system.context(params, frozen, batch).understanding)
+    context = jax.jit(lambda *given: system.context(*given).understanding)
+
+    def tokens(batch):
+        return context(params, frozen, batch)
+
     usual = tokens(batch)
     other = {**batch, "frames": 255 - batch["frames"]}
     words = {**batch, "chat": np.where(batch["chat"] == 7, 9, batch["chat"])}

@@ -45,8 +45,8 @@ def make_batch(seed=0):
 def trained():
     """(system, parameters at the start and at the end, metrics of every step)."""
     system, optimizer = LatentActionSystem(settings()), optax.adam(3e-3)
-    start = params = system.init(jax.random.key(0))
-    state = optimizer.init(params)
+    start = params = jax.jit(system.init)(jax.random.key(0))
+    state = jax.jit(optimizer.init)(params)
 
     @jax.jit
     def step(params, state, batch, key):
@@ -75,8 +75,9 @@ def test_the_latent_carries_the_motion(trained):
     system, _, params, _ = trained
     batch = make_batch(999)
     mean, _ = jax.jit(system.encode)(params, {}, batch)
-    picture, painted = system.picture(batch["flow"]), system.paint(params, {}, mean)
-    shuffled = system.paint(params, {}, jnp.roll(mean, 1, axis=0))
+    paint = jax.jit(system.paint)
+    picture, painted = system.picture(batch["flow"]), paint(params, {}, mean)
+    shuffled = paint(params, {}, jnp.roll(mean, 1, axis=0))
     own, other = (float(jnp.abs(found - picture).mean()) for found in (painted, shuffled))
     assert own < 0.7 * other
     assert np.corrcoef(np.asarray(mean[:, 0]), batch["actions"][:, 0, 0])[0, 1] > 0.8
@@ -95,7 +96,7 @@ def test_only_labelled_numbers_count(trained):
     none = {**batch, "action_mask": np.zeros_like(batch["action_mask"])}
     total, metrics = loss(params, {}, none, key)
     assert np.isfinite(total) and np.isnan(metrics["loss/action"])
-    mean, _ = system.encode(params, {}, masked)
+    mean, _ = jax.jit(system.encode)(params, {}, masked)
     squares = np.square(np.asarray(mean) - masked["actions"][:, 0])[8:, :12]
     np.testing.assert_allclose(loss(params, {}, masked, key)[1]["loss/action"], squares.mean(), rtol=1e-4)
 
@@ -103,7 +104,7 @@ def test_only_labelled_numbers_count(trained):
 def test_a_frozen_autoencoder_is_no_parameter(trained):
     _, start, *_ = trained
     system = LatentActionSystem(settings(**{"model.flow_autoencoder.tuned": False}))
-    params = system.init(jax.random.key(0))
+    params = jax.jit(system.init)(jax.random.key(0))
     shapes = system.frozen_shapes()
     assert set(params) == {"latent_action"} and set(shapes) == {"flow_autoencoder"}
     frozen = {"flow_autoencoder": start["flow_autoencoder"]}
@@ -134,7 +135,7 @@ def test_a_network_estimates_the_flow_inside_the_step(trained):
 
 def test_heads_and_forms():
     model = LatentAction(LatentActionConfig(dim=6, tokens=2, width=3, hidden=8, action_dim=4))
-    params = model.init(jax.random.key(0))
+    params = jax.jit(model.init)(jax.random.key(0))
     mean, log_variance = model.encode(params, jnp.ones((5, 2, 3)))
     assert mean.shape == log_variance.shape == (5, 6)
     assert model.decode(params, mean).shape == (5, 2, 3) and model.act(params, mean).shape == (5, 4)
@@ -143,7 +144,8 @@ def test_heads_and_forms():
     np.testing.assert_allclose(divergence(jnp.zeros((1, 2)), jnp.zeros((1, 2))), 0)
     np.testing.assert_allclose(divergence(jnp.ones((1, 2)), jnp.full((1, 2), np.log(4.0))), 4 - np.log(4), rtol=1e-6)
     system = LatentActionSystem(settings(**{"loss.head": "linear", "model.latent_action.dim": 6, "loss.form": "l2"}))
-    assert system.act(system.init(jax.random.key(0)), jnp.zeros((2, 6))).shape == (2, 14)
+    params = jax.eval_shape(system.init, jax.random.key(0))
+    assert jax.eval_shape(system.act, params, jnp.zeros((2, 6))).shape == (2, 14)
 
 
 @pytest.mark.parametrize(

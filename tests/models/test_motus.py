@@ -16,10 +16,10 @@ B, F, H, W, T, M, U = 2, 2, 4, 4, 6, 5, 7
 
 
 def _inputs(config, seed=0):
-    c, keys = config, iter(jax.random.split(jax.random.key(seed), 8))
+    c, rng = config, np.random.default_rng(seed)
 
     def normal(*shape):
-        return jax.random.normal(next(keys), shape)
+        return rng.standard_normal(shape, np.float32)
 
     state = normal(B, c.action.state_dim) if c.action.with_state else None
     return dict(
@@ -32,8 +32,9 @@ def _inputs(config, seed=0):
 
 def _params(config, inputs):
     """Random, none of them zero: the heads start at zero and would hide everything."""
-    params = Motus(config).init(jax.random.key(1), **inputs)["params"]
-    return jax.tree.map(lambda x: x + 0.05 * jax.random.normal(jax.random.key(x.size), x.shape), params)
+    rng = np.random.default_rng(1)
+    shapes = jax.eval_shape(Motus(config).init, jax.random.key(1), **inputs)["params"]
+    return jax.tree.map(lambda leaf: np.float32(rng.normal(0, 0.2, leaf.shape)), shapes)
 
 
 @pytest.fixture(scope="module")
@@ -70,10 +71,15 @@ def test_padding_changes_nothing(setup):
 def test_text_cache_gives_the_same_velocities(setup):
     config, inputs, params, apply = setup
     model, variables = Motus(config), {"params": params}
-    context = model.apply(variables, *list(inputs.values())[5:], method="context")
-    cached = with_text_cache(config, params, context)
-    out = model.apply(variables, *list(inputs.values())[:5], cached, method="velocities")
-    for ours, other in zip(out, apply(variables, **inputs)):
+
+    @jax.jit
+    def from_cache(variables, noisy, words):
+        context = model.apply(variables, *words, method="context")
+        cached = with_text_cache(config, variables["params"], context)
+        return model.apply(variables, *noisy, cached, method="velocities")
+
+    given = list(inputs.values())
+    for ours, other in zip(from_cache(variables, given[:5], given[5:]), apply(variables, **inputs)):
         np.testing.assert_allclose(ours, other, atol=2e-6)
 
 
@@ -121,23 +127,24 @@ def test_the_trimmed_last_layer_changes_nothing_that_is_read(setup, change):
     if "depth" in change:
         params = params | {"layers": jax.tree.map(lambda leaf: leaf[:1], params["layers"])}
 
-    def outputs(params, config):
-        video, action = Motus(config).apply({"params": params}, **inputs)
-        return video[:, 1:], action
+    def outputs_and_gradients(config):
+        def loss(params):
+            video, action = Motus(config).apply({"params": params}, **inputs)
+            return jnp.mean(video[:, 1:] ** 2) + jnp.mean(action**2), (video[:, 1:], action)
 
-    def gradients(config):
-        return jax.jit(jax.grad(lambda params: sum(jnp.mean(x**2) for x in outputs(params, config))))(params)
+        (_, outputs), gradients = jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
+        return outputs, gradients
 
-    trimmed = dataclasses.replace(config, trim_last_layer=True)
-    for ours, whole in zip(outputs(params, trimmed), outputs(params, config)):
-        np.testing.assert_allclose(ours, whole, atol=2e-6)
-    found = map(gradients, (trimmed, config))
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6, rtol=1e-4), *found)
+    (ours, found), (whole, expected) = map(
+        outputs_and_gradients, (dataclasses.replace(config, trim_last_layer=True), config)
+    )
+    for a, b in zip(ours, whole):
+        np.testing.assert_allclose(a, b, atol=2e-6)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6, rtol=1e-4), found, expected)
 
 
-def test_every_parameter_but_the_dead_ones_has_a_gradient(setup):
-    config, inputs, params, _ = setup
-    gradients = _gradients(config, inputs, params)
+def test_every_parameter_but_the_dead_ones_has_a_gradient(reference):
+    gradients = reference
     assert [path for path, g in flatten(gradients).items() if not np.abs(g).max() > 0] == []
     last = flatten(gradients["layers"]["understanding"])
     for path in ("attention/o/kernel", "ffn/dense_0/kernel", "ffn/dense_1/bias"):
@@ -146,17 +153,17 @@ def test_every_parameter_but_the_dead_ones_has_a_gradient(setup):
 
 def test_clean_condition_timestep_reaches_only_frame_0(setup):
     config, inputs, params, apply = setup
-    other = dataclasses.replace(config, clean_condition_timestep=True)
-    out = Motus(other).apply({"params": params}, **inputs)
+    other = jax.jit(Motus(dataclasses.replace(config, clean_condition_timestep=True)).apply)
+    out = other({"params": params}, **inputs)
     assert np.abs(out[0] - apply({"params": params}, **inputs)[0]).max() > 1e-3
     at_zero = inputs | {"t_video": jnp.zeros(B)}
-    for ours, same in zip(Motus(other).apply({"params": params}, **at_zero), apply({"params": params}, **at_zero)):
+    for ours, same in zip(other({"params": params}, **at_zero), apply({"params": params}, **at_zero)):
         np.testing.assert_allclose(ours, same, atol=2e-6)
 
 
 def test_bfloat16_compute_stays_close_and_keeps_float32_outputs(setup):
     config, inputs, params, apply = setup
-    low = Motus(dataclasses.replace(config, dtype="bfloat16")).apply({"params": params}, **inputs)
+    low = jax.jit(Motus(dataclasses.replace(config, dtype="bfloat16")).apply)({"params": params}, **inputs)
     for ours, exact in zip(low, apply({"params": params}, **inputs)):
         assert ours.dtype == jnp.float32
         assert np.abs(ours - exact).max() < 0.05 * np.abs(exact).max() + 0.02
@@ -174,4 +181,5 @@ def test_bad_variants_are_refused():
     with pytest.raises(UserError, match="layers"):
         get_variant("debug", {"video": {"layers": 3}})
     with pytest.raises(UserError, match="remat"):
-        Motus(get_variant("debug", {"remat": "some"})).init(jax.random.key(0), **_inputs(get_variant("debug")))
+        model = Motus(get_variant("debug", {"remat": "some"}))
+        jax.eval_shape(model.init, jax.random.key(0), **_inputs(get_variant("debug")))

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -120,9 +121,9 @@ def test_attention_stays_within_an_image(params, inputs):
     """The first image of a row of two does not see the second; within itself it does."""
     changed = inputs.patches.copy()
     changed[1, 4:28] += 1
-    features = []
+    features, apply = [], jax.jit(functools.partial(Vlm(CONFIG).apply, mutable="intermediates"))
     for patches in (inputs.patches, changed):
-        _, seen = Vlm(CONFIG).apply({"params": params}, inputs._replace(patches=patches), mutable="intermediates")
+        _, seen = apply({"params": params}, inputs._replace(patches=patches))
         features.append(np.asarray(seen["intermediates"]["features"][0]))
     difference = np.abs(features[0] - features[1]).max(-1)
     assert difference[1, 0] == 0 and (difference[1, 1:7] > 1e-3).all() and difference[[0, 2, 3]].max() == 0
@@ -147,7 +148,7 @@ def test_each_depth_of_the_picture_reaches_the_states(model, params, inputs, sta
 
 
 def test_bfloat16_returns_float32_close_to_float32(params, inputs, states):
-    low = Vlm(dataclasses.replace(CONFIG, dtype="bfloat16")).apply({"params": params}, inputs)
+    low = jax.jit(Vlm(dataclasses.replace(CONFIG, dtype="bfloat16")).apply)({"params": params}, inputs)
     assert low.dtype == jnp.float32
     error = np.abs(low - states)
     assert 1e-4 < error.max() < 0.5 and error.mean() < 0.02

@@ -23,7 +23,7 @@ def loaded():
 
     config = debug.get_config()
     config.sampling.video_steps = config.sampling.action_steps = 2
-    config.model.overrides.depth = 2
+    config.model.overrides.update(depth=2, trim_last_layer=True)
     data, rng = config.data, np.random.default_rng(0)
     numbers = Affine(tuple(rng.normal(size=14).tolist()), tuple(rng.uniform(0.5, 2, 14).tolist()))
     contract = Contract(

@@ -17,7 +17,7 @@ def small():
     from motus_jax.models.system import System
 
     config, rng = debug.get_config(), np.random.default_rng(0)
-    config.model.overrides.depth = 3
+    config.model.overrides.update(depth=3, trim_last_layer=True)
     system, data = System(config), config.data
 
     def drawn(shapes, deviation):

@@ -60,20 +60,19 @@ def by_hand(small, mode, joint_steps):
     """The tail written plainly: joint steps, then the actions alone against the last joint step's memory."""
     system, params, frozen, batch = small
     plan, context = make_plan(MODES[mode], STEPS, STEPS), jax.jit(system.context)(params, frozen, batch)
-    latents, state = system.encode_video(frozen, batch["frames"][:, :1]), batch["state"]
+    latents, state = jax.jit(system.encode_video)(frozen, batch["frames"][:, :1]), batch["state"]
     video = with_condition(draw_noise(KEY, 0, (2, *system.latent_shape)), latents)
     actions = draw_noise(KEY, 1, batch["actions"].shape)
-    together = jax.jit(lambda *noisy: system.velocities(params, *noisy[:2], state, *noisy[2:], context, remember=True))
-    alone = jax.jit(lambda actions, tau, memory: system.action_velocities(params, actions, state, tau, context, memory))
+    together, alone = jax.jit(functools.partial(system.velocities, remember=True)), jax.jit(system.action_velocities)
     for i in range(STEPS):
         row = jax.tree.map(lambda levels, i=i: levels[i], plan)
         taus = [jnp.full(2, tau) for tau in (row.tau_video, row.tau_action)]
         if i < joint_steps:
-            v_video, v_actions, memory = together(video, actions, *taus)
+            v_video, v_actions, memory = together(params, video, actions, state, *taus, context)
             end = row.tau_video if mode == "joint" and i + 1 == joint_steps else -row.delta_video
             video = with_condition(video - end * v_video, latents)
         else:
-            v_actions = alone(actions, taus[1], memory)
+            v_actions = alone(params, actions, state, taus[1], context, memory)
         actions = actions + row.delta_action * v_actions
     return {"actions": actions, "video": jax.jit(system.decode_video)(frozen, video, batch)}
 
@@ -89,18 +88,18 @@ def test_the_tail_goes_on_from_the_last_joint_step(small, sample, mode):
 
 def test_the_actions_alone_have_the_same_velocity_while_nothing_else_changes(small):
     system, params, frozen, batch = small
-    context = system.context(params, frozen, batch, cache=True)
     noisy = draw_noise(KEY, 0, (2, *system.latent_shape)), draw_noise(KEY, 1, batch["actions"].shape)
     known = np.array([[True] * 14, [False] * 14])
 
     @jax.jit
-    def both(tau_video, tau_action):
+    def both(params, frozen, batch, noisy, tau_video, tau_action):
+        context = system.context(params, frozen, batch, cache=True)
         _, whole, memory = system.velocities(
             params, *noisy, batch["state"], tau_video, tau_action, context, known, remember=True
         )
         return whole, system.action_velocities(params, noisy[1], batch["state"], tau_action, context, memory)
 
-    whole, alone = both(jnp.full(2, 0.9), jnp.full(2, 0.6))
+    whole, alone = both(params, frozen, batch, noisy, jnp.full(2, 0.9), jnp.full(2, 0.6))
     np.testing.assert_allclose(alone, whole, atol=1e-5 * np.abs(whole).max())
 
 

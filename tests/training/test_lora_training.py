@@ -35,7 +35,7 @@ def make_config(**changes):
         config.update_from_flattened_dict({
             "data.chunk": CONTRACT.chunk, "data.image_size": (32, 32), "data.instruction_length": 16,
             "batch_size": COUNT, "log_every": 1, "validate_every": 0, "checkpoint.every": 2, "steps": 2,
-            "optimizer.schedule": {"name": "constant", "peak": 1e-2}, **changes,
+            "optimizer.schedule": {"name": "constant", "peak": 1e-2}, "optimizer.name": "adamw", **changes,
         })  # fmt: skip
     return config
 

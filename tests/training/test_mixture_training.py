@@ -69,6 +69,7 @@ def test_losses_are_told_by_source_and_layer(root, tmp_path):
         debug.get_config(), {**DEBUG_DATA, "image_size": (32, 64)},
         robot={"path": str(root / "robot")}, films={**videos, "path": str(root / "films"), "layer": 2},
     )  # fmt: skip
+    config.optimizer.name, config.model.overrides.depth = "adamw", 1  # less to compile
     assert loop.train(config, tmp_path, System, inputs.open_data)
     last = {key: value for row in metrics.read_curve(tmp_path / "metrics.jsonl") for key, value in row.items()}
     for name in ("source_robot", "source_films", "layer_2", "layer_6"):

@@ -11,7 +11,7 @@ import pytest
 REPOSITORY = pathlib.Path(__file__).parents[2]
 SCRIPT = """
 import json, sys
-import jax, jax.numpy as jnp, numpy as np
+import jax, numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from experiments import demo
 from motus_jax.models.system import System
@@ -33,8 +33,10 @@ config.batch_size = 8
 config.mode = "joint"
 config.model.overrides.update({"remat": "full", "depth": 3, "trim_last_layer": False})
 system = System(config)
-params = {"motus": jax.jit(system.init)(jax.random.key(0))["motus"]}
 random = np.random.default_rng(0)
+def drawn(shapes):  # by numpy: nothing to compile
+    return jax.tree.map(lambda leaf: random.normal(0, 0.05, leaf.shape).astype(np.float32), shapes)
+params = drawn({"motus": jax.eval_shape(system.init, jax.random.key(0))["motus"]})
 shapes = absent.batch_shapes(config, system, features=False)
 widths = system.motus_config.video.text_width, system.motus_config.understanding.input_width
 text, vlm = (8, config.data.instruction_length, widths[0]), (8, 20, widths[1])
@@ -46,7 +48,7 @@ def fill(shape):
     return random.integers(0, 200, shape.shape).astype(shape.dtype) if np.issubdtype(shape.dtype, np.integer) else (
         random.normal(size=shape.shape).astype(shape.dtype))
 batch = {name: fill(shape) for name, shape in shapes.items()}
-frozen = system.fit_frozen(random.integers(0, 256, (4, *shapes["frames"].shape[1:]), np.uint8))
+frozen = drawn(system.fitted_shapes())
 def step(params, frozen, batch, key):
     (loss, _), gradient = jax.value_and_grad(system.loss, has_aux=True)(params, frozen, batch, key)
     return loss, gradient
@@ -60,7 +62,7 @@ for count in map(int, sys.argv[1:]):
         traced = jax.jit(step, out_shardings=(whole, sharding.tree_shardings(params, mesh))).trace(*given)
         compiled = traced.lower().compile()
         loss, gradient = compiled(*given)
-        norms = {path: float(jnp.linalg.norm(leaf)) for path, leaf in tree.flatten(gradient).items()}
+        norms = {path: float(np.linalg.norm(leaf)) for path, leaf in tree.flatten(gradient).items()}
         moved = by_kind(Program(compiled.as_text()).collectives())
         print(json.dumps({"loss": float(loss), "norms": norms, "moved": moved,
                           "predicted": gathers(traced.jaxpr.jaxpr) * (count - 1) / count}))

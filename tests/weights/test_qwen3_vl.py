@@ -1,5 +1,6 @@
 """Qwen3-VL through its name map: the release's numbers, names and shapes."""
 
+import functools
 import json
 
 import jax
@@ -49,7 +50,8 @@ def states(config, tensors, data):
         np.concatenate(places)[None],
     )  # fmt: skip
     params = qwen3_vl.to_tree(tensors, config)
-    found, state = Vlm(config).apply({"params": params}, inputs, mutable="intermediates")
+    apply = jax.jit(functools.partial(Vlm(config).apply, mutable="intermediates"))
+    found, state = apply({"params": params}, inputs)
     return found, state["intermediates"]
 
 
