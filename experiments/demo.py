@@ -96,8 +96,8 @@ def get_config() -> ml_collections.ConfigDict:
 def with_shared_components(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     """The smaller video codec, whose components all places of the picture share, and the batch that went with it.
 
-    It is quicker to fit and to run and does not mind cameras that are elsewhere in every source. The demo had it before;
-    the figures of experiments that take it were measured with it.
+    It is quicker to fit and to run and does not mind cameras that are elsewhere in every source. The demo had it
+    before; the figures of experiments that take it were measured with it.
     """
     config.batch_size = 16
     config.model.overrides.video.update(latent_channels=24, places=False)

@@ -34,7 +34,7 @@ loss with thousands."""
 SHARED = 64
 """At most so many clips make the components that all places share."""
 ITERATIONS = 8
-"""Of the subspace of a place's components, begun with the shared ones; within 0.04 dB of its limit on the demo's data."""
+"""Of the subspace of a place, begun with the shared components; 0.04 dB short of its limit on the demo's data."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,8 +61,8 @@ class VideoCodec:
         most = 3 * config.patch**2
         if config.channels > most:
             raise UserError(
-                f"config.model.video_codec.patch={config.patch}: expected at most {most} channels, which is what a patch"
-                f" of a picture has; found {config.channels}"
+                f"config.model.video_codec.patch={config.patch}: expected at most {most} channels, as many numbers as a"
+                f" patch of a picture has; found {config.channels}"
             )
         self.config = config
 

@@ -10,6 +10,7 @@ import pytest
 from motus_jax.errors import UserError
 from motus_jax.models.config import get_variant
 from motus_jax.models.motus import REMAT_POLICIES, Motus, with_text_cache
+from motus_jax.models.video_expert import VideoExpert
 from motus_jax.weights.name_map import flatten
 
 B, F, H, W, T, M, U = 2, 2, 4, 4, 6, 5, 7
@@ -52,6 +53,17 @@ def test_parameter_counts_of_the_public_layout():
         expert = path.removeprefix("layers/").split("/")[0]
         counts[expert] = counts.get(expert, 0) + leaf.size
     assert counts == {"video": 4_999_787_712, "action": 641_527_822, "understanding": 253_493_760}
+
+
+def test_tokens_know_their_place():
+    config = get_variant("debug", {"video": {"places": True}})
+    expert = VideoExpert(config.video, "float32")
+    latents = jnp.ones((1, F, H, W, config.video.latent_channels))  # the same everywhere
+    variables = expert.init(jax.random.key(0), latents, method="embed")
+    tokens = expert.apply(variables, latents, method="embed").reshape(F, H // 2 * W // 2, -1)
+    places = variables["params"]["places"]["embedding"]
+    assert places.shape == (H // 2, W // 2, config.video.width)
+    np.testing.assert_allclose(tokens - tokens[:, :1], jnp.stack([places.reshape(4, -1) - places[0, 0]] * F), atol=1e-6)
 
 
 def test_padding_changes_nothing(setup):
