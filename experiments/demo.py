@@ -27,7 +27,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.system = "motus"  # or video_vae: its video encoder alone (experiments/demo_vae.py)
     config.seed = 0
     config.platform = ""  # cpu, gpu, tpu, or empty: JAX chooses
-    config.steps = 4400
+    config.steps = 3800
     config.batch_size = 8
     # One of the five modes, `unified`, or weights over them.
     config.mode = "joint:1,vla:2,world_model:3,inverse_dynamics:2,video:1"
