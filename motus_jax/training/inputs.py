@@ -61,7 +61,7 @@ def codec_frames(
 ) -> UInt8[np.ndarray, "M 1+Nf H W 3"]:
     """The `config.model.video_codec.clips` that a fitted codec is fitted on, of datasets that read pixels; of each its
     share."""
-    clips = config.model.video_codec.get("clips", VideoCodecConfig.clips)
+    clips = config.model.get("video_codec", {}).get("clips", VideoCodecConfig.clips)
     batches = [
         batch
         for dataset, share in zip(datasets, shares)
