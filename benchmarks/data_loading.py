@@ -40,7 +40,8 @@ TURNS, SECONDS, WARM_UP = 5, 8.0, 8
 CAMERA = "observation.images.top"
 LEROBOT = """
 import sys, time, json, torch
-lib = torch.library.Library("torchvision", "DEF")  # torchvision's C++ part may not fit the CPU build of torch
+from torch import library
+lib = library.Library("torchvision", "DEF")  # torchvision's C++ part may not fit the CPU build of torch
 for name in ("nms(Tensor a, Tensor b, float c) -> Tensor", "qnms(Tensor a, Tensor b, float c) -> Tensor"):
     lib.define(name)
 from lerobot.datasets.lerobot_dataset import LeRobotDataset

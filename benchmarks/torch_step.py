@@ -32,12 +32,11 @@ def load(config: Any, params: Mapping[str, Any]) -> TorchMotus:
     """
     model = TorchMotus(config)
     leaves = tree.flatten(jax.tree.map(np.asarray, dict(params)))
-    if config.video.places:
-        places = leaves.pop(PLACES)
-        model.video_model["wan_model"].places = torch.nn.Parameter(torch.tensor(places.reshape(-1, places.shape[-1])))
+    places = leaves.pop(PLACES, None)
     public = to_public(tree.unflatten(leaves), names.rules(config), config.depth)
-    own = {name: value for name, value in model.state_dict().items() if name.endswith(".places")}
-    model.load_state_dict(own | {name: torch.from_numpy(tensor.copy()) for name, tensor in public.items()})
+    model.load_state_dict({name: torch.from_numpy(tensor.copy()) for name, tensor in public.items()})
+    if places is not None:
+        model.video_model["wan_model"].places = torch.nn.Parameter(torch.tensor(places.reshape(-1, places.shape[-1])))
     return model
 
 

@@ -109,7 +109,7 @@ def measure(arguments: list[str], cores: set[int]) -> dict[str, Any]:
             process.wait()
     return {
         "what": "training step of the three experts, encodings given: loss, gradient, clipping, AdamW, EMA; float32",
-        "arguments": arguments,
+        "arguments": [argument for argument in arguments if not argument.startswith("--out")],
         "batch_size": CONFIG.value.batch_size,
         "settings": SETTINGS,
         "machine": {"cpu": cpu_model(), "cores": len(cores)},
