@@ -1,15 +1,18 @@
 """Do the phases help? Phase 3 on few labelled episodes, started from more and more of what comes before it.
 
   launch/recipe.sh                                          once: makes runs/phase1_demo and runs/phase2_demo
-  python -m motus_jax.train --config=experiments/phase1.py:demo --workdir=runs/phase1_long --config.steps=1600
-  python -m motus_jax.train --config=experiments/phase2.py:demo --workdir=runs/phase2_delta \\
+  python -m motus_jax.train --config=experiments/phase1.py:demo --workdir=runs/phase1_demo_long --config.steps=1600
+  python -m motus_jax.train --config=experiments/phase2.py:demo --workdir=runs/phase2_demo_delta \\
       --config.data.action_space=latent_delta
   python -m benchmarks.phases --workdir=runs/phases         a few minutes a run; run it again to go on
 
 Every arm is `experiments/phase3.py:demo` with the same episodes, steps, rates and batches, three seeds each; only what
 it starts from differs. An arm's frozen video codec is fitted to the same data. Phase 1 for as many steps as both phases
 tells what latent actions add to more training; two arms vary how they are handed on. Action errors are those of
-`evaluate` on held-out chunks. Closed loop (`--closed_loop`) needs the simulator extra.
+`evaluate` on held-out chunks.
+
+`--size=lift` does the same with `experiments/phase3.py:lift` (`launch/recipe.sh lift`, runs of that name), whose tasks
+a model of this size can do: with `--closed_loop=50`, in the simulator (its extra), success counts as well.
 """
 
 import argparse
@@ -46,14 +49,14 @@ def after_phase2(run: str, *rows: tuple[str, str]) -> tuple[tuple[str, str], ...
 
 
 ARMS: dict[str, tuple[tuple[str, str], ...]] = {
-    "scratch": (("video_codec/.*", "runs/phase1_demo"),),
-    "phase 1": after_phase1("runs/phase1_demo"),
-    "phase 1, steps of both": after_phase1("runs/phase1_long"),
-    "phases 1 and 2": after_phase2("runs/phase2_demo"),
-    "both, action ends new": after_phase2("runs/phase2_demo", ENDS),
-    "both, latents added up": after_phase2("runs/phase2_delta"),
+    "scratch": (("video_codec/.*", "runs/phase1_SIZE"),),
+    "phase 1": after_phase1("runs/phase1_SIZE"),
+    "phase 1, steps of both": after_phase1("runs/phase1_SIZE_long"),
+    "phases 1 and 2": after_phase2("runs/phase2_SIZE"),
+    "both, action ends new": after_phase2("runs/phase2_SIZE", ENDS),
+    "both, latents added up": after_phase2("runs/phase2_SIZE_delta"),
 }
-"""Name -> `config.init_from`."""
+"""Name -> `config.init_from`, for a size of the phases."""
 ERRORS = {"vla": "normalised_mse", "inverse_dynamics": "normalised_mse", "world_model": "psnr"}
 """Mode -> what is reported of it."""
 
@@ -66,6 +69,7 @@ def main(argv: Sequence[str]) -> None:
     """
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workdir", type=pathlib.Path, default=pathlib.Path("runs/phases"))
+    parser.add_argument("--size", choices=("demo", "lift"), default="demo", help="of the phases (default: demo)")
     parser.add_argument("--arms", default=",".join(map(str, range(len(ARMS)))), help="numbers, from 0 (default: all)")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=0, help="of phase 3 (default: the experiment's)")
@@ -74,7 +78,7 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("benchmarks/results/phases.json"))
     arguments = parser.parse_args(argv[1:])
     chosen = [list(ARMS)[int(number)] for number in arguments.arms.split(",")]
-    for _, run in (row for arm in chosen for row in ARMS[arm]):
+    for _, run in (row for arm in chosen for row in starts(arm, arguments.size)):
         if run != "new" and not pathlib.Path(run).exists():
             raise UserError(f"{run}: expected the run that an arm starts from; found none (see --help)")
     set_up_jax(platform="")
@@ -85,15 +89,21 @@ def main(argv: Sequence[str]) -> None:
             report = summary(found)
             print(describe(report), flush=True)
     config = settings(chosen[0], 0, arguments)
-    facts = {"steps": config.steps, "batch_size": config.batch_size, "episodes": config.data.episodes}
+    facts = {"size": arguments.size, "steps": config.steps, "batch_size": config.batch_size}
+    facts["episodes"] = config.data.episodes
     text = json.dumps({**machine.describe(machine.cores()), **facts, "arms": report}, indent=1)
     arguments.out.write_text(text + "\n")
 
 
+def starts(arm: str, size: str) -> tuple[tuple[str, str], ...]:
+    """`config.init_from` of an arm."""
+    return tuple((regex, source.replace("SIZE", size)) for regex, source in ARMS[arm])
+
+
 def settings(arm: str, seed: int, arguments: argparse.Namespace) -> Any:
     """The config of one run."""
-    config = phase3.get_config("demo")
-    config.init_from, config.seed, config.validate_every = ARMS[arm], seed, 0
+    config = phase3.get_config(arguments.size)
+    config.init_from, config.seed, config.validate_every = starts(arm, arguments.size), seed, 0
     config.steps = arguments.steps or config.steps
     config.data.episodes = arguments.episodes or config.data.episodes
     config.checkpoint.every = config.steps

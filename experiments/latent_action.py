@@ -6,8 +6,9 @@
 By default the demo's data and a small autoencoder trained along. As in the paper nine tenths of what is drawn is video
 without actions, and one tenth, the target robot's 32 episodes that `experiments/phase3.py:demo` trains on and episodes
 of task-agnostic motion, shows them.
-`full` is the paper's: 256x256 pictures, DPFlow, the public DC-AE (f128c512, four tokens of 512) kept as it is, loss
-weights lambda 1 and beta 1e-6; both networks are first imported,
+`lift` is the same of the recording of `experiments/lift.py`. `full` is the paper's: 256x256 pictures, DPFlow, the
+public DC-AE (f128c512, four tokens of 512) kept as it is, loss weights lambda 1 and beta 1e-6; both networks are first
+imported,
 
   python -m motus_jax.convert import --source=FILE --kind=dpflow --workdir=runs/dpflow
   python -m motus_jax.convert import --source=FOLDER --kind=dc_ae --workdir=runs/dc_ae
@@ -18,16 +19,17 @@ of the reconstruction are ours: the paper has none.
 
 import ml_collections
 
-from experiments import demo, phase3
+from experiments import demo, lift, phase3
 
-SIZES = ("demo", "full")
+SIZES = ("demo", "lift", "full")
 
 
 def get_config(size: str = "demo") -> ml_collections.ConfigDict:
-    """`demo` or `full`."""
+    """`demo`, `lift` or `full`."""
     if size not in SIZES:
         raise ValueError(f"expected one of {', '.join(SIZES)} after the colon, found {size!r}")
-    config = demo.get_config()
+    few = phase3.FEW.get(size, phase3.FEW["demo"])
+    config = (lift if size == "lift" else demo).get_config()
     config.system = "latent_action"
     config.mode = "video"
     config.data.update({"video_frames": 1, "chunk": 1, "action_hz": 5.0, "video_hz": 5.0, "image_size": (64, 64)})
@@ -35,7 +37,7 @@ def get_config(size: str = "demo") -> ml_collections.ConfigDict:
     config.data.sources = ml_collections.ConfigDict({
         "video": {"path": config.data.path, "hide_actions": True, "embodiment": "aloha", "layer": 5},
         "motion": {"path": "datasets/aloha_motion", "embodiment": "aloha", "layer": 4},
-        "target": {"path": config.data.path, "episodes": phase3.FEW, "embodiment": "aloha", "layer": 6},
+        "target": {"path": config.data.path, "episodes": few, "embodiment": "aloha", "layer": 6},
     })
     config.data.layers = ml_collections.ConfigDict({"4": 0.5, "5": 9.0, "6": 0.5})
     config.model = ml_collections.ConfigDict({

@@ -17,12 +17,12 @@ from experiments import phase3
 
 
 def get_config(size: str = "full") -> ml_collections.ConfigDict:
-    """`phase3` with the video expert alone; `full` or `demo`."""
+    """`phase3` with the video expert alone; `full`, `demo` or `lift`."""
     config = phase3.get_config(size)
     config.mode = "video"
     config.model.overrides.video_only = True
     config.optimizer.frozen = ("motus/(layers/)?(action|understanding)/.*",)
-    if size == "demo":
+    if size != "full":
         config.steps = 800
         config.data.episodes, config.data.hide_actions = 0, True
         config.init_from = ()

@@ -14,7 +14,7 @@ labels of `python -m motus_jax.data label` beside it:
   --config.data.options.latents=LABELS --config.data.action_space=latent
 
 The demo takes `runs/phase1_demo`, and labels in `latents/aloha_sim` of all of its episodes, whose actions it is not
-told (launch/recipe.sh makes both).
+told (launch/recipe.sh makes both); `lift` those of the other recording.
 """
 
 import ml_collections
@@ -23,15 +23,15 @@ from experiments import phase3
 
 
 def get_config(size: str = "full") -> ml_collections.ConfigDict:
-    """`phase3` with other actions, and only the video expert to start from; `full` or `demo`."""
+    """`phase3` with other actions, and only the video expert to start from; `full`, `demo` or `lift`."""
     config = phase3.get_config(size)
     config.model.overrides.action = ml_collections.ConfigDict({"state_dim": None, "registers": 0})
     video = "motus/(layers/)?video/.*"
-    if size == "demo":
+    if size != "full":
         config.steps = 800
         config.data.update({"episodes": 0, "action_hz": 5.0, "chunk": 4, "action_space": "latent"})
-        config.data.options.latents = "latents/aloha_sim"
-        config.init_from = ((video, "runs/phase1_demo"), phase3.encoders("runs/phase1_demo"))
+        config.data.options.latents = config.data.path.replace("datasets/", "latents/")
+        config.init_from = ((video, f"runs/phase1_{size}"), phase3.encoders(f"runs/phase1_{size}"))
         return config
     config.steps = 500_000
     config.data.update({"action_hz": 5.0, "chunk": 8, "action_space": "absolute"})

@@ -13,7 +13,8 @@ and from the frozen encoders, each imported once into the folder that `init_from
   launch/recipe.sh
 
 trains `experiments/phase3.py:demo`, after everything that it starts from, on a laptop: the demo's model on the 32
-episodes of the packaged data that it is told the actions of.
+episodes of the packaged data that it is told the actions of. `launch/recipe.sh lift` does the same with the two tasks
+of `experiments/lift.py`, whose head says how to record them: 40 episodes of 800 with their actions.
 
 The state encoder and the registers are new in this phase. The action encoder and the decoder go on from latent
 actions; the public release starts them anew as well, which is one more row before the last of the experts':
@@ -25,26 +26,26 @@ Sizes and rates are the release's for RoboTwin. Not yet run at full size: it tak
 
 import ml_collections
 
-from experiments import demo
+from experiments import demo, lift
 
-SIZES = ("full", "demo")
+SIZES = ("full", "demo", "lift")
 ENCODERS = (("video_codec/.*", "runs/wan_vae"), ("text_encoder/.*", "runs/umt5"), ("vlm/.*", "runs/qwen3_vl"))
 EXPERTS = (("motus/action/(registers|state_encoder/.*)", "new"), ("motus/.*", "runs/phase2"))
-FEW = 32
-"""Episodes whose actions the demo is told: a tenth of those that it sees."""
+FEW = {"demo": 32, "lift": 40}
+"""Episodes whose actions the small sizes are told: a tenth and a twentieth of those that they see."""
 
 
 def get_config(size: str = "full") -> ml_collections.ConfigDict:
-    """`full`: `demo` with the public sizes, the pretrained encoders and the paper's optimizer; or `demo`."""
+    """`full`: `demo` with the public sizes, the pretrained encoders and the paper's optimizer; `demo` or `lift`."""
     if size not in SIZES:
         raise ValueError(f"expected one of {', '.join(SIZES)} after the colon, found {size!r}")
     config = demo.get_config()
-    if size == "demo":
-        config = demo.with_shared_components(config)
+    if size != "full":
+        config = lift.get_config() if size == "lift" else demo.with_shared_components(config)
         config.steps = 500
-        config.data.episodes = FEW
-        config.init_from = (*((regex, source.replace("phase2", "phase2_demo")) for regex, source in EXPERTS),
-                            encoders("runs/phase2_demo"))  # fmt: skip
+        config.data.episodes = FEW[size]
+        config.init_from = (*((regex, source.replace("phase2", f"phase2_{size}")) for regex, source in EXPERTS),
+                            encoders(f"runs/phase2_{size}"))  # fmt: skip
         return config
     config.steps = 40_000
     config.batch_size = 256
@@ -86,5 +87,5 @@ def get_config(size: str = "full") -> ml_collections.ConfigDict:
 
 
 def encoders(run: str) -> tuple[str, str]:
-    """The row that takes the demo's small encoders from the phase before, trained ones and the fitted one."""
+    """The row that takes the small sizes' encoders from the phase before, trained ones and the fitted one."""
     return "(video_codec|text_encoder|vlm)/.*", run

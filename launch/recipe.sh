@@ -6,7 +6,9 @@ usage() {
   cat <<'END'
 Trains everything that Motus is made of, at demo size, on a laptop, and reports what came out.
 
-  launch/recipe.sh
+  launch/recipe.sh          on the packaged data, as below
+  launch/recipe.sh lift     on two tasks that a model of this size can do: `lift` in place of `demo` and `aloha_sim`,
+                            runs/latent_action_lift; experiments/lift.py says how to record datasets/lift first
 
   runs/latent_action    optical flow becomes 14 numbers; runs/latent_action/latents/index.html shows them
   runs/phase1_demo      the video expert learns futures
@@ -19,8 +21,12 @@ The first run makes .venv and installs the package. Set PYTHON to choose the int
 END
 }
 
+latents=latent_action.py run=latent_action data=aloha_sim size=demo
 case "${1:-}" in
   -h | --help) usage; exit 0 ;;
+  lift) latents=latent_action.py:lift run=latent_action_lift data=lift size=lift; shift ;;
+esac
+case "${1:-}" in
   "" | --config.*) ;;
   *) usage >&2; exit 2 ;;
 esac
@@ -36,14 +42,18 @@ train() {  # experiment, run, flags
   "$python" -m motus_jax.train --config="experiments/$1" --workdir="runs/$2" "${@:3}"
 }
 
-train latent_action.py latent_action "$@"
-if [ ! -f runs/latent_action/latents/index.html ]; then
-  say "What the latent actions carry"
-  "$python" -m motus_jax.evaluation.latents --workdir=runs/latent_action
+if [ ! -f "datasets/$data/meta/info.json" ]; then
+  echo "error: datasets/$data: expected a recording; found none (experiments/lift.py says how to make it)" >&2
+  exit 2
 fi
-train phase1.py:demo phase1_demo "$@"
+train "$latents" "$run" "$@"
+if [ ! -f "runs/$run/latents/index.html" ]; then
+  say "What the latent actions carry"
+  "$python" -m motus_jax.evaluation.latents --workdir="runs/$run"
+fi
+train "phase1.py:$size" "phase1_$size" "$@"
 say "Label"
-"$python" -m motus_jax.data label --workdir=runs/latent_action --path=datasets/aloha_sim --out=latents/aloha_sim
-train phase2.py:demo phase2_demo "$@"
-train phase3.py:demo phase3_demo "$@"
-report runs/phase3_demo
+"$python" -m motus_jax.data label --workdir="runs/$run" --path="datasets/$data" --out="latents/$data"
+train "phase2.py:$size" "phase2_$size" "$@"
+train "phase3.py:$size" "phase3_$size" "$@"
+report "runs/phase3_$size"

@@ -33,6 +33,8 @@ def launch(tmp_path):
     for folder in ("launch", "experiments"):
         shutil.copytree(REPOSITORY / folder, tmp_path / folder)
     shutil.copy(REPOSITORY / "setup.py", tmp_path / "setup.py")
+    (tmp_path / "datasets" / "aloha_sim" / "meta").mkdir(parents=True)
+    (tmp_path / "datasets" / "aloha_sim" / "meta" / "info.json").touch()
     (tmp_path / ".venv" / "bin").mkdir(parents=True)
     shutil.copy(REPOSITORY / "setup.py", tmp_path / ".venv" / "setup_installed.py")
     for name in ("python", "pip"):
@@ -89,6 +91,23 @@ def test_the_recipe_is_all_phases_in_order(launch):
         train("experiments/phase2.py:demo", "runs/phase2_demo"),
         train("experiments/phase3.py:demo", "runs/phase3_demo"),
         *reported("runs/phase3_demo"),
+    ]
+
+
+def test_the_recipe_on_a_recording_of_ones_own(launch, tmp_path):
+    done, calls = launch("launch/recipe.sh", "lift")
+    assert done.returncode == 2 and not calls and "datasets/lift: expected a recording" in done.stderr
+    shutil.copytree(tmp_path / "datasets" / "aloha_sim", tmp_path / "datasets" / "lift")
+    done, calls = launch("launch/recipe.sh", "lift", "--config.platform=cpu")
+    assert done.returncode == 0, done.stderr
+    assert calls == [
+        train("experiments/latent_action.py:lift", "runs/latent_action_lift", "--config.platform=cpu"),
+        "-m motus_jax.evaluation.latents --workdir=runs/latent_action_lift",
+        train("experiments/phase1.py:lift", "runs/phase1_lift", "--config.platform=cpu"),
+        "-m motus_jax.data label --workdir=runs/latent_action_lift --path=datasets/lift --out=latents/lift",
+        train("experiments/phase2.py:lift", "runs/phase2_lift", "--config.platform=cpu"),
+        train("experiments/phase3.py:lift", "runs/phase3_lift", "--config.platform=cpu"),
+        *reported("runs/phase3_lift"),
     ]
 
 
