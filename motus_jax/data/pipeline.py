@@ -217,9 +217,10 @@ class Batches(grain.DatasetIterator):
           UserError: too much is broken (`config.data.broken_limit`).
         """
         self._assert_not_closed()
-        if not self._running:
+        begins = not self._running
+        if begins:
             self._running.append(self._start())
-        batch = self._take()
+        batch = self._take(begins)
         notes, seconds = batch.pop(NOTE), batch.pop(SECONDS).sum(0, dtype=np.float64)
         self.seconds = {part: self.seconds[part] + more for part, more in zip(clock.PARTS, seconds.tolist())}
         counts = np.bincount(self._draw(), minlength=len(self._names)).tolist()
@@ -263,10 +264,10 @@ class Batches(grain.DatasetIterator):
             _end(self._running)
             super().close()
 
-    def _take(self) -> Batch:
-        workers = int(self._mixture.settings["workers"])
+    def _take(self, begins: bool) -> Batch:
+        workers, running = int(self._mixture.settings["workers"]), self._running[0]
         try:
-            batch = next(self._running[0])
+            batch = worker.shelter(running.__next__) if begins and workers else next(running)
         except RuntimeError as error:
             if not workers or "Worker process" not in str(error):
                 raise

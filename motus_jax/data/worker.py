@@ -1,11 +1,14 @@
 """How a process that assembles batches lives and ends: `begin` is the first thing that it does."""
 
+import concurrent.futures
 import ctypes
 import multiprocessing
+import multiprocessing.resource_tracker
 import os
 import signal
 import threading
 from collections.abc import Callable
+from typing import TypeVar
 
 import cv2
 
@@ -15,12 +18,38 @@ GRACE = 30.0
 TRIM_EVERY = 30.0
 """Seconds after which a worker gives free memory back to the system."""
 
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+"""Those that reach all processes of a run at once, from a terminal or a batch system."""
+
+T = TypeVar("T")
+
+
+def shelter(start: Callable[[], T]) -> T:
+    """Calls what starts workers, so that signals wait for them until `begin` has said what to do with them.
+
+    A process inherits what the thread that starts it has blocked, and so does a thread; this one is ours, so the
+    calling thread hears its signals meanwhile.
+    """
+    multiprocessing.resource_tracker.ensure_running()  # its start would end the blocking
+    result: concurrent.futures.Future[T] = concurrent.futures.Future()
+
+    def run() -> None:
+        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+        try:
+            result.set_result(start())
+        except BaseException as error:
+            result.set_exception(error)
+
+    threading.Thread(target=run, name="start", daemon=True).start()
+    return result.result()
+
 
 def begin(index: int, count: int) -> None:
     """Ties this worker to the process that started it.
 
     It ends with that process, also when that one is killed: an orphan would wait for ever and keep its memory. Signals
-    that reach all processes of a run at once (Ctrl-C, a batch system's SIGTERM) are for the run to answer.
+    that reach all processes of a run at once (Ctrl-C, a batch system's SIGTERM) are for the run to answer; those that
+    came before this are heard now (`shelter`).
 
     Args:
       index: of this worker.
@@ -32,6 +61,7 @@ def begin(index: int, count: int) -> None:
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGTERM, _end_later)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
 
 
 def _watch() -> None:

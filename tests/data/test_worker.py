@@ -5,6 +5,7 @@ import pathlib
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import lerobot_fixture as fixture
@@ -126,6 +127,23 @@ def test_a_worker_outlives_a_signal_to_all(path):
         os.kill(process, signal.SIGTERM)
         os.kill(process, signal.SIGINT)
     for _ in range(20):
+        next(batches)
+    assert all(map(process_tree.command, mine))
+    batches.close()
+
+
+def test_a_worker_outlives_a_signal_that_comes_before_it_is_ready(path):
+    before, mine = loaders(), set()
+    batches = opened(path)
+    first = threading.Thread(target=lambda: next(batches))
+    first.start()
+    while len(mine) < 2:  # at once, while they still import
+        for process in loaders() - before - mine:
+            os.kill(process, signal.SIGTERM)
+            os.kill(process, signal.SIGINT)
+            mine.add(process)
+    first.join()
+    for _ in range(5):
         next(batches)
     assert all(map(process_tree.command, mine))
     batches.close()
