@@ -116,7 +116,7 @@ def _data() -> ml_collections.ConfigDict:
         "kind": "lerobot",  # format (motus_jax.data.sources); `options` are its own
         "path": "datasets/aloha_sim",
         "options": {"latents": ""},  # latents: folder of `python -m motus_jax.data label`
-        "episodes": 0,  # of the training split, spread evenly over it; 0: all
+        "episodes": 0,  # of the training split, one out of each of as many equal stretches; 0: all
         "hide_actions": False,  # whether examples carry no actions, as those of videos
         "cameras": ("top", "left_wrist", "right_wrist"),
         "image_size": (112, 96),  # height, width of the tiled picture

@@ -31,7 +31,7 @@ DEFAULTS: dict[str, Any] = {
     "kind": "lerobot",  # format of the source, a key of motus_jax.data.sources.SOURCES
     "path": "datasets/aloha_sim",  # its folder or file, local or gs://
     "options": {},  # of that format
-    "episodes": 0,  # of its training split, spread evenly over it; 0: all
+    "episodes": 0,  # of its training split, one out of each of as many equal stretches; 0: all
     "hide_actions": False,  # whether examples carry no actions, as those of videos
     "cameras": ("top", "left_wrist", "right_wrist"),  # main camera first
     "missing_cameras": "refuse",  # an episode that lacks one of them is broken; or black: its place stays black
@@ -133,6 +133,9 @@ class Dataset:
     def _chosen(self, split: str) -> list[int]:
         """The episodes of a split, of the training one as many as the setting says.
 
+        One is drawn out of each of as many equal stretches: at equal distances, a recording in which two tasks take
+        turns could give episodes of one of them only.
+
         Raises:
           UserError: there are none, or not as many.
         """
@@ -143,7 +146,8 @@ class Dataset:
             return found
         if not 0 < wanted <= len(found):
             raise UserError(f"data.episodes: expected 0 to {len(found)}, as {self.source.path} has; found {wanted}")
-        return [found[(2 * k + 1) * len(found) // (2 * wanted)] for k in range(wanted)]
+        within = np.random.default_rng(0).random(wanted)
+        return [found[int((k + part) * len(found) / wanted)] for k, part in enumerate(within)]
 
     def __len__(self) -> int:
         """Chunks of the split."""
