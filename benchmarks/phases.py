@@ -28,6 +28,7 @@ from benchmarks import machine
 from experiments import phase3
 from motus_jax import cli, evaluate
 from motus_jax.errors import UserError
+from motus_jax.evaluation.intervals import wilson_interval
 from motus_jax.models.system import System
 from motus_jax.train import set_up_jax
 from motus_jax.training import loop
@@ -59,6 +60,7 @@ ARMS: dict[str, tuple[tuple[str, str], ...]] = {
 """Name -> `config.init_from`, for a size of the phases."""
 ERRORS = {"vla": "normalised_mse", "inverse_dynamics": "normalised_mse", "world_model": "psnr"}
 """Mode -> what is reported of it."""
+SUCCESS = "closed loop, success"
 
 
 def main(argv: Sequence[str]) -> None:
@@ -86,7 +88,7 @@ def main(argv: Sequence[str]) -> None:
     for seed in range(arguments.seeds):
         for arm in chosen:
             found.setdefault(arm, []).append(run_arm(arm, seed, arguments))
-            report = summary(found)
+            report = summary(found, arguments.closed_loop)
             print(describe(report), flush=True)
     config = settings(chosen[0], 0, arguments)
     facts = {"size": arguments.size, "steps": config.steps, "batch_size": config.batch_size}
@@ -133,16 +135,22 @@ def _acting(measured: Mapping[str, Any]) -> dict[str, Any]:
     if "closed_loop" not in measured:
         return {}
     own = measured["closed_loop"]["policies"]["vla"]
-    return {"closed loop, successes": own["successes"], "closed loop, reward": own["reward"]}
+    return {SUCCESS: own["successes"] / own["episodes"], "closed loop, reward": own["reward"]}
 
 
-def summary(found: Mapping[str, Sequence[Mapping[str, float]]]) -> dict[str, dict[str, Any]]:
-    """Arm -> name -> the values of the seeds and their mean."""
-    return {
+def summary(found: Mapping[str, Sequence[Mapping[str, float]]], episodes: int = 0) -> dict[str, dict[str, Any]]:
+    """Arm -> name -> the values of the seeds and their mean; of successes also the interval of all starts together."""
+    report = {
         arm: {name: {"mean": float(np.mean([run[name] for run in runs])), "seeds": [run[name] for run in runs]}
               for name in runs[0]}
         for arm, runs in found.items()
     }  # fmt: skip
+    for arm, rows in report.items():
+        if SUCCESS in rows:
+            starts = episodes * len(found[arm])
+            rate = wilson_interval(round(rows[SUCCESS]["mean"] * starts), starts)
+            rows[SUCCESS] |= {"starts": starts, "interval": [rate.low, rate.high]}
+    return report
 
 
 def describe(report: Mapping[str, Mapping[str, Any]]) -> str:
