@@ -24,7 +24,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from benchmarks import machine
+from benchmarks import machine, phases_picture
 from experiments import phase3
 from motus_jax import cli, evaluate
 from motus_jax.errors import UserError
@@ -78,6 +78,7 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--episodes", type=int, default=0, help="that phase 3 sees (default: the experiment's)")
     parser.add_argument("--closed_loop", type=int, default=0, help="unseen starts in the simulator (default: none)")
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("benchmarks/results/phases.json"))
+    parser.add_argument("--picture", type=pathlib.Path, help="a PNG of the table (default: none)")
     arguments = parser.parse_args(argv[1:])
     chosen = [list(ARMS)[int(number)] for number in arguments.arms.split(",")]
     for _, run in (row for arm in chosen for row in starts(arm, arguments.size)):
@@ -95,6 +96,8 @@ def main(argv: Sequence[str]) -> None:
     facts["episodes"] = config.data.episodes
     text = json.dumps({**machine.describe(machine.cores()), **facts, "arms": report}, indent=1)
     arguments.out.write_text(text + "\n")
+    if arguments.picture:
+        phases_picture.draw(report, arguments.picture)
 
 
 def starts(arm: str, size: str) -> tuple[tuple[str, str], ...]:
