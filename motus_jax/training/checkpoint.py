@@ -32,7 +32,7 @@ FORMAT = 3
 
 MAY_CHANGE = (
     "steps", "log_every", "validate_every", "checkpoint", "platform", "mesh", "sampling", "profile", "stall_seconds",
-    "data.threads", "data.workers", "data.prefetch", "data.features", "data.cache_gib", "data.broken_limit",
+    "optimizer.offload", "data.threads", "data.workers", "data.prefetch", "data.features", "data.cache_gib", "data.broken_limit",
     "data.path", "data.weight", "data.layers", "data.sources.*.path", "data.sources.*.weight",
     "data.sources.*.features", "data.sources.*.cache_gib",
 )  # fmt: skip

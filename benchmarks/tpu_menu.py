@@ -1,0 +1,69 @@
+"""What remat, optimizer, accumulation and offload cost, by the compiler: the menu of docs/tpu.md.
+
+  pip install 'libtpu==0.0.42.*'             the compiler for JAX 0.10.2
+  python -m benchmarks.tpu_menu              compiles what is not in benchmarks/results/tpu_menu_aot.json; writes the table
+  python -m benchmarks.tpu_menu --row=muon   only this; minutes each on two cores
+
+Each row is `experiments/phase2.py` at full size with the paper's batch of 256, of features, on a v5p-32, with one thing
+changed. Nothing runs: see `benchmarks/tpu_table.py`.
+"""
+
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from benchmarks import tpu_table
+from motus_jax import cli
+
+OUT = pathlib.Path("benchmarks/results/tpu_menu_aot.json")
+MARKS = "<!-- made by benchmarks/tpu_menu.py -->\n", "<!-- end of the menu -->\n"
+SLICE = "v5p-32"
+MOMENTS, ALL = ("opt_state/.*/(mu|nu)/.*",), ("(opt_state|ema)/.*",)
+CHANGES: dict[str, dict[str, Any]] = {
+    "as it is: remat full, adamw": {},
+    "remat attention": {"model.overrides.remat": "attention"},
+    "remat attention_ffn": {"model.overrides.remat": "attention_ffn"},
+    "remat products": {"model.overrides.remat": "products"},
+    "adafactor": {"optimizer.name": "adafactor"},
+    "muon": {"optimizer.name": "muon"},
+    "accumulate 4": {"optimizer.accumulate": 4},
+    "moments offloaded": {"optimizer.offload": MOMENTS},
+    "moments and average offloaded": {"optimizer.offload": ALL},
+    "accumulate 4, moments and average offloaded": {"optimizer.accumulate": 4, "optimizer.offload": ALL},
+}
+ROWS = {name: tpu_table.Row("phase 2", SLICE, changes) for name, changes in CHANGES.items()}
+
+
+def main(argv: Sequence[str]) -> None:
+    """Compiles the chosen rows that are missing, keeps each as soon as it is known, writes the table."""
+    tpu_table.make(argv, __doc__, ROWS, OUT, MARKS, table)
+
+
+def table(rows: Mapping[str, Mapping[str, Any]]) -> str:
+    """Markdown, a line a row in the order of `ROWS`."""
+    names = ("", "memory of each, GiB", "of it state", "temporaries", "at its host", "operations, 10^12",
+             "from and to memory, GiB", "received", "from and to the host", "at least, ms")  # fmt: skip
+    lines = [f"| {' | '.join(names)} |", "|---" * len(names) + "|"]
+    return "\n".join(lines + [_line(name, rows[name]) for name in ROWS if name in rows]) + "\n"
+
+
+def _line(name: str, row: Mapping[str, Any]) -> str:
+    operations = f"{row['operations'] / 1e12:.0f}"
+    if not row["fits"]:
+        cells = ["**does not fit**: " + row["advice"], _gib(row["state_bytes"]), "", _gib(row["host_state_bytes"]),
+                 operations, "", "", "", ""]  # fmt: skip
+        return f"| {name} | {' | '.join(cells)} |"
+    moved = sum(kind["slice_bytes"] + kind["network_bytes"] for kind in row["collectives"].values())
+    sizes = [row["used_bytes"], row["state_bytes"], row["temporary_bytes"], row["host_bytes"]]
+    traffic = [row["memory_traffic_bytes"], moved, row["host_traffic_bytes"]]
+    roof = row["roofline"]
+    least = f"{1000 * roof['overlapped']:.0f} to {1000 * roof['one_after_another']:.0f}"
+    return f"| {name} | {' | '.join([*map(_gib, sizes), operations, *map(_gib, traffic), least])} |"
+
+
+def _gib(count: float) -> str:
+    return f"{count / 2**30:.1f}"
+
+
+if __name__ == "__main__":
+    cli.run(main)
