@@ -19,7 +19,7 @@ from motus_jax.data import run_path, storage
 from motus_jax.data.contract import Contract
 from motus_jax.data.features import Features
 from motus_jax.data.pipeline import Batches
-from motus_jax.training import checkpoint, flops, frozen, initial, metrics, offload, sharding, step, table, telemetry
+from motus_jax.training import checkpoint, flops, frozen, initial, metrics, sharding, step, table, telemetry
 from motus_jax.training.chips import CHIPS
 from motus_jax.training.metrics import note
 from motus_jax.training.plan import Plan, make_plan
@@ -128,10 +128,7 @@ def train(
             else:
                 base = frozen.load(workdir, kept[frozen.BASE], lambda _: plan.base, frozen.BASE)
                 state, start, window = _restore(checkpoints, plan.state, data)
-            note(table.parameter_table(plan.params, plan.optimizer))
-            if config.optimizer.offload:
-                note("  in the host's memory between updates")
-                note(offload.table(plan.state, config.optimizer.offload))
+            note(table.placement_table(plan, config.optimizer.offload))
 
             note("Step")
             train_step = step.make_train_step(system, plan.optimizer, config.optimizer, mesh, plan.placements)

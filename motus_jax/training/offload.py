@@ -6,7 +6,7 @@ Rows are regexes over paths of the state (`motus_jax.training.step`), the first 
   (opt_state|ema)/.*              all that is kept beside the parameters
 
 What a row matches lies as `motus_jax.training.sharding` says, but in pinned memory of the host that each device belongs
-to. The step copies it to the device once the gradients are there, and its new value back. Parameters stay where they
+to. The step copies each leaf to its device for the update, and its new value back. Parameters stay where they
 are, because every layer asks for them, and so do leaves of fewer than `sharding.LARGE` elements, which are not worth a
 copy. The numbers are the same as without. CPU devices do all of this, in the one memory that they have.
 """
@@ -20,7 +20,6 @@ from jaxtyping import Array
 
 from motus_jax.errors import UserError
 from motus_jax.training import sharding
-from motus_jax.training.optimizer import global_norm
 from motus_jax.weights import tree
 
 NAME = "config.optimizer.offload"
@@ -64,25 +63,15 @@ def table(state: Mapping[str, Any], rows: Sequence[str]) -> str:
     return "\n".join("  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in cells)
 
 
-def on_device(parts: tree.Tree, after: tree.Tree | None = None) -> tree.Tree:
+def on_device(parts: tree.Tree) -> tree.Tree:
     """Within a jitted function: the same values, none of them in the host's memory.
 
-    Args:
-      after: gradients, whose norm is to be known before anything is copied. Nothing else would keep the copies from
-        being made at the start of the step and taking room all along.
+    When each copy begins is the compiler's choice. The TPU's begins them while the backward pass ends, to hide them
+    behind it; a barrier at the gradients' norm changes nothing, since it is removed before the scheduling.
     """
-    if not any(map(_on_host, jax.tree.leaves(parts))):
-        return parts
-    norm = global_norm(tree.flatten(after)) if after else None
-
-    def copied(leaf: Array) -> Array:
-        if not _on_host(leaf):
-            return leaf
-        if norm is not None:
-            leaf, _ = jax.lax.optimization_barrier((leaf, norm))
-        return jax.device_put(leaf, jax.memory.Space.Device)
-
-    return jax.tree.map(copied, parts)
+    return jax.tree.map(
+        lambda leaf: jax.device_put(leaf, jax.memory.Space.Device) if _on_host(leaf) else leaf, parts
+    )
 
 
 def back(parts: tree.Tree, before: tree.Tree) -> tree.Tree:

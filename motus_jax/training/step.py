@@ -82,7 +82,7 @@ def make_train_step(
             return value, {**metrics, "loss": value}
 
         grads, metrics = _gradients(loss, state["params"], batch, key, config.accumulate)
-        near = offload.on_device(state, after=grads)
+        near = offload.on_device(state)
         updates, opt_state = optimizer.transform.update(grads, near["opt_state"], near["params"])
         trained = optax.apply_updates(near["params"], updates)
         decay = ema_decay(optimizer.ema, state["step"] + 1)
