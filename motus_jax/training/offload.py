@@ -40,7 +40,9 @@ def place(state: Mapping[str, Any], rows: Sequence[str], mesh: Mesh) -> dict[str
         sharding.replicated(mesh).with_memory_kind(KIND)
     except ValueError as error:
         kind = mesh.devices.flat[0].device_kind
-        raise UserError(f"{NAME}: expected devices with memory {KIND!r} at their host; found {kind}; leave it ()") from error
+        raise UserError(
+            f"{NAME}: expected devices with memory {KIND!r} at their host; found {kind}; leave it ()"
+        ) from error
     decided = _decided(state, rows)
 
     def placed(key_path: Sequence[Any], leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
@@ -69,9 +71,7 @@ def on_device(parts: tree.Tree) -> tree.Tree:
     When each copy begins is the compiler's choice. The TPU's begins them while the backward pass ends, to hide them
     behind it; a barrier at the gradients' norm changes nothing, since it is removed before the scheduling.
     """
-    return jax.tree.map(
-        lambda leaf: jax.device_put(leaf, jax.memory.Space.Device) if _on_host(leaf) else leaf, parts
-    )
+    return jax.tree.map(lambda leaf: jax.device_put(leaf, jax.memory.Space.Device) if _on_host(leaf) else leaf, parts)
 
 
 def back(parts: tree.Tree, before: tree.Tree) -> tree.Tree:

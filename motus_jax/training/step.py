@@ -2,8 +2,8 @@
 
 State: `{"step": int32, "params": tree, "ema": tree, "opt_state": ...}`, of the trained leaves only; `ema` (float32) is
 empty if no average is kept. `step` counts the updates made. What is not trained, encoders and parameters alike, is the
-argument `frozen`: no gradient, no moments, no copy. What `motus_jax.training.offload` keeps in the host's memory comes to
-the devices for the update.
+argument `frozen`: no gradient, no moments, no copy. What `motus_jax.training.offload` keeps in the host's memory comes
+to the devices for the update.
 """
 
 from collections.abc import Callable, Mapping

@@ -85,7 +85,9 @@ def test_the_moments_of_every_optimizer_have_these_names(name, moved):
     config.optimizer.weight_decay = ((".*", 0.0),)
     optimizer = make_optimizer(config.optimizer, params, 10)
     mesh = sharding.make_mesh(config.mesh)
-    state = sharding.targets(jax.eval_shape(lambda p: init_state(p, optimizer), params), mesh, ((".*", sharding.SPLIT),))
+    state = sharding.targets(
+        jax.eval_shape(lambda p: init_state(p, optimizer), params), mesh, ((".*", sharding.SPLIT),)
+    )
     if not moved:
         with pytest.raises(UserError, match="decides no parameter"):
             offload.place(state, (MOMENTS,), mesh)
@@ -195,7 +197,7 @@ from motus_jax.training.plan import make_plan
 from motus_jax.weights import tree
 
 chips, config = absent.devices("v5e:2x2"), get_config()
-config.model.width = 1024
+config.model.width = 256
 config.optimizer.offload = tuple(sys.argv[1:])
 mesh, system = sharding.make_mesh(config.mesh, chips), FakeSystem(config)
 with jax.set_mesh(mesh):
@@ -209,7 +211,7 @@ with jax.set_mesh(mesh):
 memory = compiled.memory_analysis()
 print(json.dumps({
     "host": memory.host_argument_size_in_bytes, "replaced": memory.host_alias_size_in_bytes,
-    "device": memory.argument_size_in_bytes, "copied": program.Program(compiled.as_text()).host_traffic(),
+    "copied": program.Program(compiled.as_text()).host_traffic(),
 }))
 """
 
@@ -219,17 +221,11 @@ print(json.dumps({
 def test_tpus_keep_it_at_the_host_and_copy_it_there_and_back():
     """For a slice of four that is not there; each device has a quarter of the large kernels."""
     path = f"{REPOSITORY}{os.pathsep}{REPOSITORY / 'tests' / 'training'}"
-    found = []
-    for rows in ((), ALL):
-        done = subprocess.run([sys.executable, "-c", SCRIPT, *rows], cwd=REPOSITORY, capture_output=True, text=True,
-                              env=os.environ | {"PYTHONPATH": path})  # fmt: skip
-        assert done.returncode == 0, done.stderr
-        found.append(json.loads(done.stdout.splitlines()[-1]))
-    without, offloaded = found
-    # The video's kernel, [1024, 2048], and the action's, [2048, 12], which the chip keeps in tiles of 8 x 128.
-    moments_and_average = 3 * 4 * (1024 * 2048 + 2048 * 128) // 4
-    assert without["host"] == without["copied"] == 0
-    assert 3 * 1024 * 2048 <= offloaded["host"] <= moments_and_average
-    assert offloaded["replaced"] == offloaded["host"], "the new values take the place of the old"
-    assert offloaded["copied"] == 2 * offloaded["host"]
-    assert without["device"] - offloaded["device"] == pytest.approx(offloaded["host"], rel=0.01)
+    done = subprocess.run([sys.executable, "-c", SCRIPT, *ALL], cwd=REPOSITORY, capture_output=True, text=True,
+                          env=os.environ | {"PYTHONPATH": path})  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    # Two moments and the average of [256, 512] and of [512, 12], which lies in tiles of 8 x 128, turned: 12 as 16.
+    assert found["host"] == 3 * 4 * (256 * 512 + 512 * 16) // 4
+    assert found["replaced"] == found["host"], "the new values take the place of the old"
+    assert found["copied"] == 2 * 3 * 4 * (256 * 512 + 512 * 12) // 4, "there and back"
