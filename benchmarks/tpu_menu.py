@@ -3,6 +3,7 @@
   pip install 'libtpu==0.0.42.*'             the compiler for JAX 0.10.2
   python -m benchmarks.tpu_menu              compiles what benchmarks/results/tpu_menu_aot.json lacks; writes the table
   python -m benchmarks.tpu_menu --row=muon   only this; minutes each on two cores
+  python -m benchmarks.tpu_menu --trace      only what is known without compiling, state and operations; seconds each
 
 Each row is `experiments/phase2.py` at full size with the paper's batch of 256, of features, on a v5p-32, with one thing
 changed; the step as it is, is the row of `benchmarks/tpu_table.py`. Nothing runs.
@@ -50,9 +51,9 @@ def table(rows: Mapping[str, Mapping[str, Any]]) -> str:
 
 def _line(name: str, row: Mapping[str, Any]) -> str:
     operations = f"{row['operations'] / 1e12:.0f}"
-    if not row["fits"]:
-        cells = ["**does not fit**: " + row["advice"], _gib(row["state_bytes"]), "", _gib(row["host_state_bytes"]),
-                 operations, "", "", "", ""]  # fmt: skip
+    if not row.get("fits"):
+        whole = f"**does not fit**: {row['advice']}" if "fits" in row else "not compiled"
+        cells = [whole, _gib(row["state_bytes"]), "", _gib(row["host_state_bytes"]), operations, "", "", "", ""]
         return f"| {name} | {' | '.join(cells)} |"
     moved = sum(kind["slice_bytes"] + kind["network_bytes"] for kind in row["collectives"].values())
     sizes = [row["used_bytes"], row["state_bytes"], row["temporary_bytes"], row["host_bytes"]]

@@ -80,15 +80,17 @@ def make(
     own = flags.FlagValues()
     chosen = flags.DEFINE_string("row", ".*", "which: a regex over their whole names", flag_values=own)
     anew = flags.DEFINE_bool("anew", False, "also those that are there", flag_values=own)
+    trace = flags.DEFINE_bool("trace", False, "only what is known before compiling: state, operations", flag_values=own)
     cli.parse_flags(argv, text, own)
     wanted = [name for name in rows if re.fullmatch(chosen.value, name)]
     if not wanted:
         raise UserError(f"--row: expected a regex over {', '.join(rows)}; found {chosen.value!r}")
     report = json.loads(out.read_text()) if out.exists() else {"rows": {}}
     for name in wanted:
-        if anew.value or name not in report["rows"]:
-            print(f"{name}: compiling", flush=True)
-            report["rows"][name] = measure(rows[name])
+        known = report["rows"].get(name, {})
+        if anew.value or ("operations" if trace.value else "fits") not in known:
+            print(f"{name}: {'tracing' if trace.value else 'compiling'}", flush=True)
+            report["rows"][name] = measure(rows[name], compiled=not trace.value)
             report["versions"] = {package: metadata.version(package) for package in VERSIONS}
             out.write_text(json.dumps(report, indent=1) + "\n")
     before, rest = DOCS.read_text().split(marks[0])
@@ -96,11 +98,11 @@ def make(
     DOCS.write_text(f"{before}{marks[0]}{as_table(report['rows'])}{marks[1]}{after}")
 
 
-def measure(row: Row) -> dict[str, Any]:
-    """What the compiler says of one row."""
+def measure(row: Row, *, compiled: bool = True) -> dict[str, Any]:
+    """What the compiler says of one row, or what is known before it is asked."""
     config = PHASES[row.phase].get_config()
     config.update_from_flattened_dict(dict(row.changes))
-    return absent.measure(config, absent.devices(*SLICES[row.slice]), features=True)
+    return (absent.measure if compiled else absent.traced)(config, absent.devices(*SLICES[row.slice]), features=True)
 
 
 def table(rows: Mapping[str, Mapping[str, Any]]) -> str:
@@ -108,7 +110,7 @@ def table(rows: Mapping[str, Mapping[str, Any]]) -> str:
     names = ("", "devices", "batch of each", "memory of each, GiB", "of it state", "received in a step, GiB",
              "at least, ms", "MFU at most", "compiled in")  # fmt: skip
     lines = [f"| {' | '.join(names)} |", "|---" * len(names) + "|"]
-    lines += [_line(name, rows[name]) for name in ROWS if name in rows]
+    lines += [_line(name, rows[name]) for name in ROWS if "fits" in rows.get(name, {})]
     return "\n".join(lines) + "\n"
 
 

@@ -131,6 +131,11 @@ def lower(
         return Step(traced.lower(), plan, mesh, flops.operations(traced.jaxpr.jaxpr), useful)
 
 
+def traced(config: ml_collections.ConfigDict, chips: Sequence[jax.Device], *, features: bool) -> dict[str, Any]:
+    """Of what `measure` finds what is known before compiling: the devices, the state, the operations."""
+    return _known(config, lower(config, chips, features=features), features)
+
+
 def measure(
     config: ml_collections.ConfigDict, chips: Sequence[jax.Device], *, features: bool, mesh: Mesh | None = None,
     text: str | None = None,
@@ -148,29 +153,8 @@ def measure(
     """
     begun = time.monotonic()
     made = lower(config, chips, features=features, mesh=mesh)
-    kind, count = chips[0].device_kind, made.mesh.size
-    per_slice = sum(getattr(chip, "slice_index", 0) == 0 for chip in made.mesh.devices.flat)
-    held = jax.tree.leaves((made.plan.state, made.plan.base))
-    away = [leaf for leaf in held if offload.in_host_memory(leaf)]
-    found = {
-        "device": kind,
-        "devices": count,
-        "slices": count // per_slice,
-        "mesh": dict(made.mesh.shape),
-        "batch_size": config.batch_size,
-        "batch_of_one_device": config.batch_size / (made.mesh.shape["replica"] * made.mesh.shape["fsdp"]),
-        "accumulate": config.optimizer.accumulate,
-        "remat": config.model.overrides.remat if "overrides" in config.model else "",
-        "optimizer": config.optimizer.name,
-        "features": features,
-        "trained_parameters": _count(made.plan.state["params"]),
-        "frozen_parameters": _count(made.plan.base),
-        "state_bytes": sharding.bytes_of_one_device(held) - sharding.bytes_of_one_device(away),
-        "host_state_bytes": sharding.bytes_of_one_device(away),
-        "model_operations": made.useful / count,
-        "operations": made.operations / count,
-        "lower_seconds": round(time.monotonic() - begun, 1),
-    }
+    found = _known(config, made, features) | {"lower_seconds": round(time.monotonic() - begun, 1)}
+    kind = found["device"]
     begun = time.monotonic()
     try:
         compiled = made.lowered.compile(UNTIMED if kind in MEMORY else None)
@@ -199,12 +183,36 @@ def measure(
     written = compiled.as_text()
     if text:
         pathlib.Path(text).write_text(written)
-    read = program.Program(written, per_slice)
+    read = program.Program(written, found["devices"] // found["slices"])
     collectives = read.collectives()
     found["collectives"] = program.by_kind(collectives)
     found["memory_traffic_bytes"] = read.memory_traffic()
     found["host_traffic_bytes"] = read.host_traffic()
     return found | ({"roofline": roofline(found)} if kind in CHIPS else {})
+
+
+def _known(config: ml_collections.ConfigDict, made: Step, features: bool) -> dict[str, Any]:
+    held = jax.tree.leaves((made.plan.state, made.plan.base))
+    away = [leaf for leaf in held if offload.in_host_memory(leaf)]
+    devices = made.mesh.devices.flat
+    return {
+        "device": devices[0].device_kind,
+        "devices": made.mesh.size,
+        "slices": made.mesh.size // sum(getattr(one, "slice_index", 0) == 0 for one in devices),
+        "mesh": dict(made.mesh.shape),
+        "batch_size": config.batch_size,
+        "batch_of_one_device": config.batch_size / (made.mesh.shape["replica"] * made.mesh.shape["fsdp"]),
+        "accumulate": config.optimizer.accumulate,
+        "remat": config.model.overrides.remat if "overrides" in config.model else "",
+        "optimizer": config.optimizer.name,
+        "features": features,
+        "trained_parameters": _count(made.plan.state["params"]),
+        "frozen_parameters": _count(made.plan.base),
+        "state_bytes": sharding.bytes_of_one_device(held) - sharding.bytes_of_one_device(away),
+        "host_state_bytes": sharding.bytes_of_one_device(away),
+        "model_operations": made.useful / made.mesh.size,
+        "operations": made.operations / made.mesh.size,
+    }
 
 
 def roofline(found: Mapping[str, Any]) -> dict[str, float]:

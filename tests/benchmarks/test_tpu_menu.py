@@ -35,5 +35,7 @@ def test_what_is_offloaded_leaves_the_devices_and_crosses_twice_a_step():
     for name, row in COMMITTED.items():
         if row["host_state_bytes"]:
             assert row["state_bytes"] + row["host_state_bytes"] == BASE["state_bytes"], name
+            if "fits" not in row:
+                continue
             assert row["host_bytes"] == pytest.approx(row["host_state_bytes"], rel=0.02)
             assert row["host_traffic_bytes"] == pytest.approx(2 * row["host_state_bytes"], rel=0.02)

@@ -188,7 +188,7 @@ def test_eight_devices_agree_bit_for_bit_with_and_without(tmp_path):
 
 
 SCRIPT = """
-import json, sys
+import functools, json, sys
 import jax, jax.numpy as jnp
 from jax.sharding import NamedSharding
 from fake_run import FakeSystem, get_config
@@ -208,8 +208,15 @@ with jax.set_mesh(mesh):
     key = absent.placed(jax.eval_shape(lambda: jax.random.key(0)), sharding.replicated(mesh))
     train_step = step.make_train_step(system, plan.optimizer, config.optimizer, mesh, plan.placements)
     compiled = train_step.lower(plan.state, frozen, batch, key).compile()
+    first = functools.partial(step.init_state, optimizer=plan.optimizer)
+    begin = jax.jit(first, out_shardings=plan.placements, donate_argnames="params")
+    begun = begin.lower(params=plan.params).compile()
+    weights = absent.placed(jax.ShapeDtypeStruct((6,), jnp.float32), sharding.replicated(mesh))
+    evaluated = step.make_eval_step(system, mesh).lower(plan.state, frozen, batch, key, weights).compile()
 memory = compiled.memory_analysis()
 print(json.dumps({
+    "begun": begun.memory_analysis().host_output_size_in_bytes,
+    "evaluated": program.Program(evaluated.as_text()).host_traffic(),
     "host": memory.host_argument_size_in_bytes, "replaced": memory.host_alias_size_in_bytes,
     "copied": program.Program(compiled.as_text()).host_traffic(),
 }))
@@ -228,4 +235,6 @@ def test_tpus_keep_it_at_the_host_and_copy_it_there_and_back():
     # Two moments and the average of [256, 512] and of [512, 12], which lies in tiles of 8 x 128, turned: 12 as 16.
     assert found["host"] == 3 * 4 * (256 * 512 + 512 * 16) // 4
     assert found["replaced"] == found["host"], "the new values take the place of the old"
+    assert found["begun"] == found["host"], "where the first state is made"
+    assert found["evaluated"] == 4 * (256 * 512 + 512 * 12) // 4, "the average, once"
     assert found["copied"] == 2 * 3 * 4 * (256 * 512 + 512 * 12) // 4, "there and back"
