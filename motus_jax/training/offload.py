@@ -6,17 +6,18 @@ Rows are regexes over paths of the state (`motus_jax.training.step`), the first 
   (opt_state|ema)/.*              all that is kept beside the parameters
 
 What a row matches lies as `motus_jax.training.sharding` says, but in pinned memory of the host that each device belongs
-to. The step copies each leaf to its device for the update, and its new value back. Parameters stay where they
+to. The step copies it to the device when the gradients are there, and its new value back. Parameters stay where they
 are, because every layer asks for them, and so do leaves of fewer than `sharding.LARGE` elements, which are not worth a
 copy. The numbers are the same as without. CPU devices do all of this, in the one memory that they have.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh
-from jaxtyping import Array
+from jaxtyping import Array, Float
 
 from motus_jax.errors import UserError
 from motus_jax.training import sharding
@@ -65,17 +66,34 @@ def table(state: Mapping[str, Any], rows: Sequence[str]) -> str:
     return "\n".join("  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in cells)
 
 
-def on_device(parts: tree.Tree) -> tree.Tree:
-    """Within a jitted function: the same values, none of them in the host's memory.
+def update(function: Callable[[tree.Tree], tree.Tree], held: tree.Tree, norm: Float[Array, ""]) -> tree.Tree:
+    """Within a jitted function: `function(held)`, of which the leaves in the host's memory are there again afterwards.
 
-    When each copy begins is the compiler's choice. The TPU's begins them while the backward pass ends, to hide them
-    behind it; a barrier at the gradients' norm changes nothing, since it is removed before the scheduling.
+    Nothing is copied to the devices before the gradients are known. Left to itself the TPU's compiler copies as soon as
+    it can, so that all of it is there when activations need the room, and removes barriers before it decides. It cannot
+    take copies out of a loop, nor know that this one, whose start depends on the gradients, runs once.
+
+    Args:
+      function: of the state with all leaves on the devices; keeps structure, shapes and types.
+      norm: of the gradients; never negative.
     """
+    if not any(map(_on_host, jax.tree.leaves(held))):
+        return function(held)
+
+    def once(carry: tuple[Array, tree.Tree]) -> tuple[Array, tree.Tree]:
+        done, old = carry
+        return done + 1, _back(function(on_device(old)), old)
+
+    return jax.lax.while_loop(lambda carry: carry[0] < 1, once, ((norm == -1.0).astype(jnp.int32), held))[1]
+
+
+def on_device(parts: tree.Tree) -> tree.Tree:
+    """Within a jitted function: the same values, none of them in the host's memory."""
     return jax.tree.map(lambda leaf: jax.device_put(leaf, jax.memory.Space.Device) if _on_host(leaf) else leaf, parts)
 
 
-def back(parts: tree.Tree, before: tree.Tree) -> tree.Tree:
-    """Within a jitted function: `parts`, each leaf in the memory in which that of `before` is."""
+def _back(parts: tree.Tree, before: tree.Tree) -> tree.Tree:
+    """`parts`, each leaf in the memory in which that of `before` is."""
     return jax.tree.map(
         lambda leaf, old: jax.device_put(leaf, jax.memory.Space.Host) if _on_host(old) else leaf, parts, before
     )

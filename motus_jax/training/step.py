@@ -82,19 +82,17 @@ def make_train_step(
             return value, {**metrics, "loss": value}
 
         grads, metrics = _gradients(loss, state["params"], batch, key, config.accumulate)
-        near = offload.on_device(state)
-        updates, opt_state = optimizer.transform.update(grads, near["opt_state"], near["params"])
-        trained = optax.apply_updates(near["params"], updates)
-        decay = ema_decay(optimizer.ema, state["step"] + 1)
-        average = optax.incremental_update(trained, near["ema"], 1.0 - decay) if optimizer.ema else {}
-        metrics |= _norms(grads, trained) | {"lr": optimizer.schedule(state["step"])}
-        new = {
-            "step": state["step"] + 1,
-            "params": trained,
-            "ema": average,
-            "opt_state": opt_state,
-        }
-        return offload.back(new, state), _as_float32(metrics)
+
+        def update(old: State) -> State:
+            updates, opt_state = optimizer.transform.update(grads, old["opt_state"], old["params"])
+            trained = optax.apply_updates(old["params"], updates)
+            decay = ema_decay(optimizer.ema, old["step"] + 1)
+            average = optax.incremental_update(trained, old["ema"], 1.0 - decay) if optimizer.ema else {}
+            return {"step": old["step"] + 1, "params": trained, "ema": average, "opt_state": opt_state}
+
+        new = offload.update(update, state, global_norm(tree.flatten(grads)))
+        metrics |= _norms(grads, new["params"]) | {"lr": optimizer.schedule(state["step"])}
+        return new, _as_float32(metrics)
 
     return jax.jit(
         train_step,
