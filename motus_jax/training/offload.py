@@ -17,10 +17,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
 from motus_jax.errors import UserError
 from motus_jax.training import sharding
+from motus_jax.training.optimizer import global_norm
 from motus_jax.weights import tree
 
 NAME = "config.optimizer.offload"
@@ -66,7 +67,7 @@ def table(state: Mapping[str, Any], rows: Sequence[str]) -> str:
     return "\n".join("  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in cells)
 
 
-def update(function: Callable[[tree.Tree], tree.Tree], held: tree.Tree, norm: Float[Array, ""]) -> tree.Tree:
+def update(function: Callable[[tree.Tree], tree.Tree], held: tree.Tree, grads: tree.Tree) -> tree.Tree:
     """Within a jitted function: `function(held)`, of which the leaves in the host's memory are there again afterwards.
 
     Nothing is copied to the devices before the gradients are known. Left to itself the TPU's compiler copies as soon as
@@ -75,7 +76,7 @@ def update(function: Callable[[tree.Tree], tree.Tree], held: tree.Tree, norm: Fl
 
     Args:
       function: of the state with all leaves on the devices; keeps structure, shapes and types.
-      norm: of the gradients; never negative.
+      grads: what is to be known before.
     """
     if not any(map(_on_host, jax.tree.leaves(held))):
         return function(held)
@@ -84,7 +85,8 @@ def update(function: Callable[[tree.Tree], tree.Tree], held: tree.Tree, norm: Fl
         done, old = carry
         return done + 1, _back(function(on_device(old)), old)
 
-    return jax.lax.while_loop(lambda carry: carry[0] < 1, once, ((norm == -1.0).astype(jnp.int32), held))[1]
+    never = global_norm(tree.flatten(grads)) == -1.0
+    return jax.lax.while_loop(lambda carry: carry[0] < 1, once, (never.astype(jnp.int32), held))[1]
 
 
 def on_device(parts: tree.Tree) -> tree.Tree:

@@ -90,7 +90,7 @@ def make_train_step(
             average = optax.incremental_update(trained, old["ema"], 1.0 - decay) if optimizer.ema else {}
             return {"step": old["step"] + 1, "params": trained, "ema": average, "opt_state": opt_state}
 
-        new = offload.update(update, state, global_norm(tree.flatten(grads)))
+        new = offload.update(update, state, grads)
         metrics |= _norms(grads, new["params"]) | {"lr": optimizer.schedule(state["step"])}
         return new, _as_float32(metrics)
 

@@ -11,6 +11,7 @@ import sys
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from fake_run import FakeSystem, get_config, make_data
 
@@ -76,7 +77,7 @@ def test_a_leaf_is_split_as_on_the_devices():
 
 
 @pytest.mark.parametrize(("name", "moved"), [("adamw", 2 * 2), ("muon", 1 + 2), ("adafactor", 0)])
-def test_the_moments_of_every_optimizer_have_these_names(name, moved):
+def test_the_moments_of_every_optimizer_have_these_names_and_are_updated(name, moved):
     """Of one matrix of the layers and one outside: two moments each, of muon's matrices one."""
     kernel = jax.ShapeDtypeStruct((64, 128), jnp.float32)
     params = {"motus": {"layers": {"video": {"o": {"kernel": kernel}}}, "video": {"head": {"kernel": kernel}}}}
@@ -85,15 +86,26 @@ def test_the_moments_of_every_optimizer_have_these_names(name, moved):
     config.optimizer.weight_decay = ((".*", 0.0),)
     optimizer = make_optimizer(config.optimizer, params, 10)
     mesh = sharding.make_mesh(config.mesh)
-    state = sharding.targets(
-        jax.eval_shape(lambda p: init_state(p, optimizer), params), mesh, ((".*", sharding.SPLIT),)
-    )
-    if not moved:
+    state = jax.eval_shape(lambda p: init_state(p, optimizer), params)
+    state = sharding.targets(state, mesh, ((".*", sharding.SPLIT),))
+    if moved:
+        placed = [leaf for _, leaf in leaves(offload.place(state, (MOMENTS,), mesh)) if offload.in_host_memory(leaf)]
+        assert len(placed) == moved and all(leaf.shape == kernel.shape for leaf in placed)
+    else:
         with pytest.raises(UserError, match="decides no parameter"):
             offload.place(state, (MOMENTS,), mesh)
-        return
-    placed = [leaf for _, leaf in leaves(offload.place(state, (MOMENTS,), mesh)) if offload.in_host_memory(leaf)]
-    assert len(placed) == moved and all(leaf.shape == kernel.shape for leaf in placed)
+
+    def step(state, grads):
+        def update(old):
+            updates, new = optimizer.transform.update(grads, old["opt_state"], old["params"])
+            return {**old, "params": optax.apply_updates(old["params"], updates), "opt_state": new}
+
+        return offload.update(update, state, grads)
+
+    everything = offload.place(state, ("(opt_state|ema)/.*",), mesh)
+    made = jax.jit(step).trace(everything, state["params"]).jaxpr.out_avals
+    spaces = [aval.memory_space is jax.memory.Space.Host for aval in made]
+    assert spaces == [offload.in_host_memory(leaf) for leaf in jax.tree.leaves(everything)] and any(spaces)
 
 
 @pytest.mark.parametrize(
