@@ -12,7 +12,7 @@ allow.
 import json
 import pathlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
 from typing import Any, NamedTuple
 
@@ -62,29 +62,47 @@ ROWS = _rows()
 
 def main(argv: Sequence[str]) -> None:
     """Compiles the chosen rows that are missing, keeps each as soon as it is known, writes the table."""
+    make(argv, __doc__, ROWS, OUT, MARKS, table)
+
+
+def make(
+    argv: Sequence[str], text: str, rows: Mapping[str, Row], out: pathlib.Path, marks: tuple[str, str],
+    as_table: Callable[[Mapping[str, Any]], str],
+) -> None:  # fmt: skip
+    """The command of one table, with its flags.
+
+    Args:
+      text: what it says of itself.
+      rows: by name; those that are not in `out` are compiled.
+      marks: lines of the page between which the table stands.
+      as_table: Markdown of what is known, by name.
+    """
     own = flags.FlagValues()
     chosen = flags.DEFINE_string("row", ".*", "which: a regex over their whole names", flag_values=own)
     anew = flags.DEFINE_bool("anew", False, "also those that are there", flag_values=own)
-    cli.parse_flags(argv, __doc__, own)
-    wanted = [name for name in ROWS if re.fullmatch(chosen.value, name)]
+    trace = flags.DEFINE_bool("trace", False, "only what is known before compiling: state, operations", flag_values=own)
+    cli.parse_flags(argv, text, own)
+    wanted = [name for name in rows if re.fullmatch(chosen.value, name)]
     if not wanted:
-        raise UserError(f"--row: expected a regex over {', '.join(ROWS)}; found {chosen.value!r}")
-    report = json.loads(OUT.read_text()) if OUT.exists() else {"rows": {}}
+        raise UserError(f"--row: expected a regex over {', '.join(rows)}; found {chosen.value!r}")
+    report = json.loads(out.read_text()) if out.exists() else {"rows": {}}
     for name in wanted:
-        if anew.value or name not in report["rows"]:
-            print(f"{name}: compiling", flush=True)
-            report["rows"][name] = measure(ROWS[name])
+        known = report["rows"].get(name, {})
+        if anew.value or ("operations" if trace.value else "fits") not in known:
+            print(f"{name}: {'tracing' if trace.value else 'compiling'}", flush=True)
+            report["rows"][name] = measure(rows[name], compiled=not trace.value)
             report["versions"] = {package: metadata.version(package) for package in VERSIONS}
-            OUT.write_text(json.dumps(report, indent=1) + "\n")
-    before, rest = DOCS.read_text().split(MARKS[0])
-    DOCS.write_text(f"{before}{MARKS[0]}{table(report['rows'])}{MARKS[1]}{rest.split(MARKS[1])[1]}")
+            out.write_text(json.dumps(report, indent=1) + "\n")
+    before, rest = DOCS.read_text().split(marks[0])
+    after = rest.split(marks[1], 1)[1]
+    DOCS.write_text(f"{before}{marks[0]}{as_table(report['rows'])}{marks[1]}{after}")
 
 
-def measure(row: Row) -> dict[str, Any]:
-    """What the compiler says of one row."""
+def measure(row: Row, *, compiled: bool = True) -> dict[str, Any]:
+    """What the compiler says of one row, or what is known before it is asked."""
     config = PHASES[row.phase].get_config()
     config.update_from_flattened_dict(dict(row.changes))
-    return absent.measure(config, absent.devices(*SLICES[row.slice]), features=True)
+    return (absent.measure if compiled else absent.traced)(config, absent.devices(*SLICES[row.slice]), features=True)
 
 
 def table(rows: Mapping[str, Mapping[str, Any]]) -> str:
@@ -92,7 +110,7 @@ def table(rows: Mapping[str, Mapping[str, Any]]) -> str:
     names = ("", "devices", "batch of each", "memory of each, GiB", "of it state", "received in a step, GiB",
              "at least, ms", "MFU at most", "compiled in")  # fmt: skip
     lines = [f"| {' | '.join(names)} |", "|---" * len(names) + "|"]
-    lines += [_line(name, rows[name]) for name in ROWS if name in rows]
+    lines += [_line(name, rows[name]) for name in ROWS if "fits" in rows.get(name, {})]
     return "\n".join(lines) + "\n"
 
 

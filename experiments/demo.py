@@ -80,6 +80,8 @@ def get_config() -> ml_collections.ConfigDict:
         "frozen_dtype": "float32",  # or bfloat16: what matrices of layers that are not trained are kept in
         "ema": 0.995,  # decay of the averaged copy that is evaluated and sampled; 0 keeps none
         "accumulate": 1,
+        # Regexes over the state: what waits in the host's memory between updates, e.g. opt_state/.*/(mu|nu)/.*
+        "offload": (),
     })
     config.mesh = ml_collections.ConfigDict({"replica": 1, "fsdp": -1, "tensor": 1})
     config.sampling = ml_collections.ConfigDict({

@@ -53,14 +53,18 @@ def describe(found: Mapping[str, Any]) -> str:
     lines = [
         f"{found['devices']} x {found['device']}, {found['slices']} slice(s), mesh {found['mesh']}",
         f"batch {found['batch_size']}, {found['batch_of_one_device']:g} on each device, remat {found['remat']}, "
+        f"{found['optimizer']}, "
         f"{found['trained_parameters'] / 1e9:.2f} billion trained parameters",
         f"compiled in {found['compile_seconds']:.0f} s",
     ]  # fmt: skip
     if not found["fits"]:
         return "\n".join([*lines, f"does not fit: {found['advice']}"])
     lines += ["", "memory of one device, GiB"]
-    for name in ("argument", "temporary", "new_output", "program", "used", "host"):
+    for name in ("argument", "temporary", "new_output", "program", "used"):
         lines.append(f"  {name.replace('_', ' '):12} {found[f'{name}_bytes'] / 2**30:8.2f}")
+    if found["host_bytes"]:
+        lines.append(f"  at the host  {found['host_bytes'] / 2**30:8.2f}     copied in a step, both ways: "
+                     f"{found['host_traffic_bytes'] / 2**30:.2f}")  # fmt: skip
     lines += ["", "operations of one device and step, 10^12",
               f"  of the model  {found['model_operations'] / 1e12:8.2f}",
               f"  computed      {found['operations'] / 1e12:8.2f}     with what is computed twice",
@@ -71,7 +75,7 @@ def describe(found: Mapping[str, Any]) -> str:
     if "roofline" in found:
         roof = found["roofline"]
         lines += ["", "least milliseconds of a step, at documented peaks"]
-        names = ("products", "memory", "links", "network", "overlapped", "one_after_another")
+        names = ("products", "memory", "links", "network", "host", "overlapped", "one_after_another")
         lines += [f"  {name.replace('_', ' '):20} {1000 * roof[name]:8.1f}" for name in names]
         low, high = roof["mfu_one_after_another"], roof["mfu_at_most"]
         lines.append(f"  MFU between {low:.0%} (nothing overlaps) and {high:.0%} (everything does)")

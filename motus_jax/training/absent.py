@@ -22,7 +22,7 @@ from motus_jax.errors import UserError
 from motus_jax.models.latent_system import LatentActionSystem
 from motus_jax.models.system import System
 from motus_jax.models.vae_system import VaeSystem
-from motus_jax.training import flops, program, sharding, step
+from motus_jax.training import flops, offload, program, sharding, step
 from motus_jax.training.chips import CHIPS
 from motus_jax.training.plan import Plan, make_plan
 from motus_jax.weights import tree
@@ -131,6 +131,11 @@ def lower(
         return Step(traced.lower(), plan, mesh, flops.operations(traced.jaxpr.jaxpr), useful)
 
 
+def traced(config: ml_collections.ConfigDict, chips: Sequence[jax.Device], *, features: bool) -> dict[str, Any]:
+    """Of what `measure` finds what is known before compiling: the devices, the state, the operations."""
+    return _known(config, lower(config, chips, features=features), features)
+
+
 def measure(
     config: ml_collections.ConfigDict, chips: Sequence[jax.Device], *, features: bool, mesh: Mesh | None = None,
     text: str | None = None,
@@ -142,32 +147,14 @@ def measure(
       text: file that receives the program's text.
 
     Returns:
-      JSON: the devices and the mesh; bytes of one device by what they are for, or how much is missing; operations;
-      bytes that collectives move; and how long the step takes at least (`roofline`). Bytes and operations are of one
-      device.
+      JSON: the devices and the mesh; bytes of one device by what they are for, or how much is missing; of it in the
+      host's memory; operations; bytes that collectives move, and copies between device and host; and how long the step
+      takes at least (`roofline`). Bytes and operations are of one device.
     """
     begun = time.monotonic()
     made = lower(config, chips, features=features, mesh=mesh)
-    kind, count = chips[0].device_kind, made.mesh.size
-    per_slice = sum(getattr(chip, "slice_index", 0) == 0 for chip in made.mesh.devices.flat)
-    state = _bytes_of_one_device(made.plan.state) + _bytes_of_one_device(made.plan.base)
-    found = {
-        "device": kind,
-        "devices": count,
-        "slices": count // per_slice,
-        "mesh": dict(made.mesh.shape),
-        "batch_size": config.batch_size,
-        "batch_of_one_device": config.batch_size / (made.mesh.shape["replica"] * made.mesh.shape["fsdp"]),
-        "accumulate": config.optimizer.accumulate,
-        "remat": config.model.overrides.remat if "overrides" in config.model else "",
-        "features": features,
-        "trained_parameters": _count(made.plan.state["params"]),
-        "frozen_parameters": _count(made.plan.base),
-        "state_bytes": state,
-        "model_operations": made.useful / count,
-        "operations": made.operations / count,
-        "lower_seconds": round(time.monotonic() - begun, 1),
-    }
+    found = _known(config, made, features) | {"lower_seconds": round(time.monotonic() - begun, 1)}
+    kind = found["device"]
     begun = time.monotonic()
     try:
         compiled = made.lowered.compile(UNTIMED if kind in MEMORY else None)
@@ -196,18 +183,44 @@ def measure(
     written = compiled.as_text()
     if text:
         pathlib.Path(text).write_text(written)
-    read = program.Program(written, per_slice)
+    read = program.Program(written, found["devices"] // found["slices"])
     collectives = read.collectives()
     found["collectives"] = program.by_kind(collectives)
     found["memory_traffic_bytes"] = read.memory_traffic()
+    found["host_traffic_bytes"] = read.host_traffic()
     return found | ({"roofline": roofline(found)} if kind in CHIPS else {})
+
+
+def _known(config: ml_collections.ConfigDict, made: Step, features: bool) -> dict[str, Any]:
+    held = jax.tree.leaves((made.plan.state, made.plan.base))
+    away = [leaf for leaf in held if offload.in_host_memory(leaf)]
+    devices = made.mesh.devices.flat
+    return {
+        "device": devices[0].device_kind,
+        "devices": made.mesh.size,
+        "slices": made.mesh.size // sum(getattr(one, "slice_index", 0) == 0 for one in devices),
+        "mesh": dict(made.mesh.shape),
+        "batch_size": config.batch_size,
+        "batch_of_one_device": config.batch_size / (made.mesh.shape["replica"] * made.mesh.shape["fsdp"]),
+        "accumulate": config.optimizer.accumulate,
+        "remat": config.model.overrides.remat if "overrides" in config.model else "",
+        "optimizer": config.optimizer.name,
+        "features": features,
+        "trained_parameters": _count(made.plan.state["params"]),
+        "frozen_parameters": _count(made.plan.base),
+        "state_bytes": sharding.bytes_of_one_device(held) - sharding.bytes_of_one_device(away),
+        "host_state_bytes": sharding.bytes_of_one_device(away),
+        "model_operations": made.useful / made.mesh.size,
+        "operations": made.operations / made.mesh.size,
+    }
 
 
 def roofline(found: Mapping[str, Any]) -> dict[str, float]:
     """The least time of a step, in seconds, by what limits it; of what `measure` found.
 
     Assumed: products at the peak that the documentation gives, memory and links at their documented rates, a ring for
-    each collective. `overlapped` lets all of it happen at once, `one_after_another` nothing.
+    each collective, copies from and to the host one after another. `overlapped` lets all of it happen at once,
+    `one_after_another` nothing.
     """
     chip = CHIPS[found["device"]]
     parts = {
@@ -215,6 +228,7 @@ def roofline(found: Mapping[str, Any]) -> dict[str, float]:
         "memory": found["memory_traffic_bytes"] / chip.memory,
         "links": sum(row["slice_bytes"] for row in found["collectives"].values()) / chip.link,
         "network": sum(row["network_bytes"] for row in found["collectives"].values()) / chip.network,
+        "host": found["host_traffic_bytes"] / chip.host,
     }
     least, most = max(parts.values()), sum(parts.values())
     useful = found["model_operations"] / chip.peak
@@ -286,12 +300,6 @@ def batch_shapes(config: ml_collections.ConfigDict, system: Any, *, features: bo
 def placed(shapes: Any, place: NamedSharding) -> Any:
     """The same shapes, all with one sharding."""
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), shapes)
-
-
-def _bytes_of_one_device(shapes: Any) -> int:
-    return sum(
-        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes)
-    )
 
 
 def _count(leaves: Any) -> int:

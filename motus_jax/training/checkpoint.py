@@ -34,11 +34,12 @@ MAY_CHANGE = (
     "steps", "log_every", "validate_every", "checkpoint", "platform", "mesh", "sampling", "profile", "stall_seconds",
     "data.threads", "data.workers", "data.prefetch", "data.features", "data.cache_gib", "data.broken_limit",
     "data.path", "data.weight", "data.layers", "data.sources.*.path", "data.sources.*.weight",
-    "data.sources.*.features", "data.sources.*.cache_gib",
+    "data.sources.*.features", "data.sources.*.cache_gib", "optimizer.offload",
 )  # fmt: skip
 """Config keys that a resumed run may change: they change neither the model nor the order of the examples of a source.
-(Features equal what the run's own frozen parts compute, to rounding; that they are made by these is checked, and that
-the data at a new path have the numbers of the contract.) Sources may join a mixture and leave it."""
+(State at the host is the same numbers. Features equal what the run's own frozen parts compute, to rounding; that they
+are made by these is checked, and that the data at a new path have the numbers of the contract.) Sources may join a
+mixture and leave it."""
 
 YOUNGER = {("noise", "prefix"): {"probability": 0.0, "longest": 0}}
 """Config keys that older checkpoints lack, and what their runs did."""

@@ -128,7 +128,7 @@ def train(
             else:
                 base = frozen.load(workdir, kept[frozen.BASE], lambda _: plan.base, frozen.BASE)
                 state, start, window = _restore(checkpoints, plan.state, data)
-            note(table.parameter_table(plan.params, plan.optimizer))
+            note(table.placement_table(plan, config.optimizer.offload))
 
             note("Step")
             train_step = step.make_train_step(system, plan.optimizer, config.optimizer, mesh, plan.placements)

@@ -10,7 +10,7 @@ import ml_collections
 from jax.sharding import Mesh
 from jaxtyping import PRNGKeyArray
 
-from motus_jax.training import initial, sharding, step
+from motus_jax.training import initial, offload, sharding, step
 from motus_jax.training.optimizer import Optimizer, make_optimizer
 from motus_jax.weights import tree
 
@@ -46,11 +46,12 @@ def make_plan(config: ml_collections.ConfigDict, system: step.Trainable, mesh: M
     """The plan of `config` on a mesh.
 
     Raises:
-      UserError: tables that do not fit the parameters, or a large parameter without a placement.
+      UserError: tables that do not fit the parameters or the state, or a large parameter without a placement.
     """
     key = jax.eval_shape(lambda: jax.random.key(config.seed))
     init = jax.jit(functools.partial(initial.fresh, system, config.lora))
     optimizer = make_optimizer(config.optimizer, jax.eval_shape(init, key), config.steps)
     params = sharding.targets(jax.eval_shape(lambda key: optimizer.stored(init(key)), key), mesh)
     state = jax.eval_shape(functools.partial(step.init_state, optimizer=optimizer), params)
-    return Plan(init, optimizer, params, sharding.targets(state, mesh))
+    state = offload.place(sharding.targets(state, mesh), config.optimizer.offload, mesh)
+    return Plan(init, optimizer, params, state)

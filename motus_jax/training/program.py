@@ -24,6 +24,8 @@ CALLED = re.compile(r"(?:calls|to_apply|body|condition|branch_computations)=(?:\
 MESH_GROUPS = re.compile(
     r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\(?\[([\d,]+)\](?:T\(([\d,]+)\))?\)?)? \{([^}]*)\}"
 )
+HOST = "5"
+"""How programs name the host's memory: S(5)."""
 FREE = frozenset((
     "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional", "call", "after-all",
     "partition-id", "replica-id", "iota", "opt-barrier", "domain",
@@ -121,6 +123,15 @@ class Program:
         outside of fusions. Of an operand of which only slices are read, the slices."""
         return sum(
             times * self._traffic(self.computations[name], one)
+            for name, times in self.times.items()
+            if name not in self.fused
+            for one in self.computations[name].values()
+        )
+
+    def host_traffic(self) -> float:
+        """Bytes that a device copies from and to its host's memory in a step."""
+        return sum(
+            times * self._host_traffic(self.computations[name], one)
             for name, times in self.times.items()
             if name not in self.fused
             for one in self.computations[name].values()
@@ -237,6 +248,19 @@ class Program:
         return read + written
 
 
+    def _host_traffic(self, computation: dict[str, Instruction], one: Instruction) -> float:
+        if one.operation in FREE or one.operation.endswith(("-done", "-update")):
+            return 0.0
+        written = _in_host(one.shape)  # a start names the operand as well, which is at the host or the result is
+        if written and one.operation != "dynamic-update-slice":
+            return written
+        operands = [computation[name].shape for name in one.operands if name in computation]
+        if one.operation == "dynamic-update-slice" and written:
+            return _bytes(operands[1])
+        read = sum(map(_in_host, operands))
+        return min(read, _bytes(one.shape)) if one.operation in ("dynamic-slice", "slice") else read
+
+
 def _split(rest: str) -> tuple[tuple[str, ...], str]:
     """What stands behind an operation's opening bracket -> (operands, what follows the closing one)."""
     depth, place = 1, -1
@@ -267,6 +291,11 @@ def _bytes(shape: str) -> float:
 def _in_memory(shape: str) -> float:
     """Bytes of what lies in the device's large memory: TPU programs name other places."""
     return sum(count for count, space in _arrays(shape) if not space)
+
+
+def _in_host(shape: str) -> float:
+    """Bytes of what lies in the host's memory."""
+    return sum(count for count, space in _arrays(shape) if space == HOST)
 
 
 def _laid_out(sizes: str, order: str) -> np.ndarray:

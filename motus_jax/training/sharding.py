@@ -4,6 +4,7 @@ Mesh axes: `replica` (copies of everything, between slices), `fsdp` (parameters,
 (attention heads and MLP columns split). Axis types are `Auto`: the compiler places intermediates, we place arguments
 and results. A rule's template names the axes of the *last* dimensions of a leaf, so that the leading layer axis of
 scanned parameters needs no rule of its own; `fsdp` then goes to the largest dimension that is still free and divisible.
+Which memory a leaf of the state lies in is `motus_jax.training.offload`'s.
 """
 
 import dataclasses
@@ -106,6 +107,13 @@ def targets(shapes: Any, mesh: Mesh, rules: Sequence[tuple[str, Rule]] = RULES) 
 def with_shardings(shapes: Any, shardings: Any) -> Any:
     """The tree as `jax.ShapeDtypeStruct`s, with a tree of shardings of the same form."""
     return jax.tree.map(lambda s, placed: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=placed), shapes, shardings)
+
+
+def bytes_of_one_device(placed: Any) -> int:
+    """Bytes that one device holds of a tree of arrays or shapes with shardings."""
+    return sum(
+        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(placed)
+    )
 
 
 def spec_for(path: str, shape: tuple[int, ...], mesh: Mesh, rules: Sequence[tuple[str, Rule]]) -> PartitionSpec:

@@ -2,7 +2,8 @@
 
 State: `{"step": int32, "params": tree, "ema": tree, "opt_state": ...}`, of the trained leaves only; `ema` (float32) is
 empty if no average is kept. `step` counts the updates made. What is not trained, encoders and parameters alike, is the
-argument `frozen`: no gradient, no moments, no copy.
+argument `frozen`: no gradient, no moments, no copy. What `motus_jax.training.offload` keeps in the host's memory comes
+to the devices for the update.
 """
 
 from collections.abc import Callable, Mapping
@@ -16,7 +17,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from motus_jax import compiler
-from motus_jax.training import sharding
+from motus_jax.training import offload, sharding
 from motus_jax.training.optimizer import Optimizer, ema_decay, global_norm
 from motus_jax.weights import tree
 
@@ -81,18 +82,17 @@ def make_train_step(
             return value, {**metrics, "loss": value}
 
         grads, metrics = _gradients(loss, state["params"], batch, key, config.accumulate)
-        updates, opt_state = optimizer.transform.update(grads, state["opt_state"], state["params"])
-        trained = optax.apply_updates(state["params"], updates)
-        decay = ema_decay(optimizer.ema, state["step"] + 1)
-        average = optax.incremental_update(trained, state["ema"], 1.0 - decay) if optimizer.ema else {}
-        metrics |= _norms(grads, trained) | {"lr": optimizer.schedule(state["step"])}
-        state = {
-            "step": state["step"] + 1,
-            "params": trained,
-            "ema": average,
-            "opt_state": opt_state,
-        }
-        return state, _as_float32(metrics)
+
+        def update(old: State) -> State:
+            updates, opt_state = optimizer.transform.update(grads, old["opt_state"], old["params"])
+            trained = optax.apply_updates(old["params"], updates)
+            decay = ema_decay(optimizer.ema, old["step"] + 1)
+            average = optax.incremental_update(trained, old["ema"], 1.0 - decay) if optimizer.ema else {}
+            return {"step": old["step"] + 1, "params": trained, "ema": average, "opt_state": opt_state}
+
+        new = offload.update(update, state, grads)
+        metrics |= _norms(grads, new["params"]) | {"lr": optimizer.schedule(state["step"])}
+        return new, _as_float32(metrics)
 
     return jax.jit(
         train_step,
@@ -110,7 +110,7 @@ def make_eval_step(system: Trainable, mesh: Mesh) -> Callable[[State, tree.Tree,
     """
 
     def eval_step(state: State, frozen: tree.Tree, batch: Batch, key: PRNGKeyArray, mode_weights: Array) -> Metrics:
-        params = tree.overlay(frozen, state["ema"] or state["params"])
+        params = tree.overlay(frozen, offload.on_device(state["ema"] or state["params"]))
         value, metrics = system.loss(params, frozen, batch, key, mode_weights)
         return _as_float32({**metrics, "loss": value})
 

@@ -1,9 +1,20 @@
-"""The parameter table that a run prints at its start."""
+"""The tables that a run prints at its start: its parameters, and what of its state is at the host."""
 
 import math
+from collections.abc import Sequence
 
+from motus_jax.training import offload
 from motus_jax.training.optimizer import Optimizer
+from motus_jax.training.plan import Plan
 from motus_jax.weights import tree
+
+
+def placement_table(plan: Plan, rows: Sequence[str]) -> str:
+    """The parameter table and, where there are any, a line for each of the rows of `config.optimizer.offload`."""
+    lines = [parameter_table(plan.params, plan.optimizer)]
+    if rows:
+        lines += ["  in the host's memory between updates:", offload.table(plan.state, rows)]
+    return "\n".join(lines)
 
 
 def parameter_table(params: tree.Tree, optimizer: Optimizer) -> str:

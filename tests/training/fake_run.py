@@ -39,7 +39,7 @@ def get_config() -> ml_collections.ConfigDict:
             "schedule": {"name": "warmup_cosine", "peak": 1e-2, "warmup": 3, "end": 1e-4},
             "lr_multipliers": ((".*/bias", 0.5), (".*", 1.0)),
             "weight_decay": ((".*bias", 0.0), (".*", 0.01)),
-            "trained": (), "frozen": ("video/fixed/.*",), "frozen_dtype": "float32",
+            "trained": (), "frozen": ("video/fixed/.*",), "frozen_dtype": "float32", "offload": (),
         },
         "mesh": {"replica": 1, "fsdp": -1, "tensor": 1},
         "checkpoint": {"every": 5, "keep": 2}, "stall_seconds": 0.0, "profile": {"first": 1, "steps": 0},
