@@ -36,8 +36,22 @@ SLICES = {
     "v6e-16": ("v6e:4x4", 1),
     "v6e-64": ("v6e:8x8", 1),
     "2 x v5p-32": ("v5p:2x2x4", 2),
+    "v5p-8": ("v5p:2x2x1", 1),
+    "v5litepod-16": ("v5e:4x4", 1),
+    "v5litepod-8": ("v5e:2x4", 1),
+    "v6e-8": ("v6e:2x4", 1),
+    "v6e-4": ("v6e:2x2", 1),
 }
 """What Google Cloud calls a slice -> topology, how many of them."""
+AWAY = ("(opt_state|ema)/.*",)
+SMALLEST: dict[str, tuple[str, dict[str, Any]]] = {
+    "v5p-8": ("", {}),
+    "v5litepod-16": (", accumulate 4", {"optimizer.accumulate": 4}),
+    "v5litepod-8": (", accumulate 8, offload", {"optimizer.accumulate": 8, "optimizer.offload": AWAY}),
+    "v6e-8": (", accumulate 2", {"optimizer.accumulate": 2}),
+    "v6e-4": (", accumulate 4, offload", {"optimizer.accumulate": 4, "optimizer.offload": AWAY}),
+}
+"""Slices that hold phase 2, if at all, with little to spare -> what the row is called, its changes."""
 PHASES = {"phase 1": phase1, "phase 2": phase2, "phase 3": phase3}
 
 
@@ -50,11 +64,12 @@ class Row(NamedTuple):
 
 
 def _rows() -> dict[str, Row]:
-    rows = {f"{phase}, {name}": Row(phase, name, {}) for phase in PHASES for name in SLICES}
+    rows = {f"{phase}, {name}": Row(phase, name, {}) for phase in PHASES for name in SLICES if name not in SMALLEST}
     for row in rows.values():
         if SLICES[row.slice][1] > 1:
             rows[f"{row.phase}, {row.slice}"] = row._replace(changes={"mesh.replica": SLICES[row.slice][1]})
-    return rows
+    small = {f"phase 2, {name}{words}": Row("phase 2", name, changes) for name, (words, changes) in SMALLEST.items()}
+    return rows | small
 
 
 ROWS = _rows()
