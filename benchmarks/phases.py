@@ -125,20 +125,21 @@ def run_arm(arm: str, seed: int, arguments: argparse.Namespace) -> dict[str, Any
         evaluate.main(["evaluate", f"--workdir={workdir}", f"--modes={','.join(ERRORS)}"])
         jax.clear_caches()
     measured = json.loads(metrics.read_text())
-    if arguments.closed_loop and "closed_loop" not in measured:
+    if arguments.closed_loop and _played(measured).get("episodes") != arguments.closed_loop:
         acting = ["--closed_loop", f"--episodes={arguments.closed_loop}", "--policies=vla", "--videos=0"]
         evaluate.main(["evaluate", f"--workdir={workdir}", "--modes=", *acting])
         jax.clear_caches()
         measured = json.loads(metrics.read_text())
     values = {f"{mode} {name}": measured["modes"][mode]["metrics"][name]["value"] for mode, name in ERRORS.items()}
-    return values | _acting(measured)
+    if not arguments.closed_loop:
+        return values
+    own = _played(measured)
+    return values | {SUCCESS: own["successes"] / own["episodes"], "closed loop, reward": own["reward"]}
 
 
-def _acting(measured: Mapping[str, Any]) -> dict[str, Any]:
-    if "closed_loop" not in measured:
-        return {}
-    own = measured["closed_loop"]["policies"]["vla"]
-    return {SUCCESS: own["successes"] / own["episodes"], "closed loop, reward": own["reward"]}
+def _played(measured: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What `vla` did in closed loop; empty if it was not asked to."""
+    return measured["closed_loop"]["policies"]["vla"] if "closed_loop" in measured else {}
 
 
 def summary(found: Mapping[str, Sequence[Mapping[str, float]]], episodes: int = 0) -> dict[str, dict[str, Any]]:
@@ -150,9 +151,9 @@ def summary(found: Mapping[str, Sequence[Mapping[str, float]]], episodes: int = 
     }  # fmt: skip
     for arm, rows in report.items():
         if SUCCESS in rows:
-            starts = episodes * len(found[arm])
-            rate = wilson_interval(round(rows[SUCCESS]["mean"] * starts), starts)
-            rows[SUCCESS] |= {"starts": starts, "interval": [rate.low, rate.high]}
+            trials = episodes * len(found[arm])
+            rate = wilson_interval(round(rows[SUCCESS]["mean"] * trials), trials)
+            rows[SUCCESS] |= {"starts": trials, "interval": [rate.low, rate.high]}
     return report
 
 
