@@ -40,7 +40,8 @@ EXTRAS = {
         "msgpack-numpy>=0.4.8", "anyio>=4", "nbclient>=0.10", "ipykernel>=6.29", *SERVE,
     ],
     # gym-aloha and metaworld pin older simulators than they need; install both with --no-deps (README, "Simulator").
-    "simulator": ["mujoco==3.8.1", "gymnasium>=1.0", "packaging", "imageio", "scikit-video==1.1.11"],
+    # The simulator's processes ask the policy server.
+    "simulator": ["mujoco==3.8.1", "gymnasium>=1.0", "packaging", "imageio", "scikit-video==1.1.11", *SERVE],
     "benchmark": ["torch>=2.6"],
     "viewer": ["rerun-sdk>=0.41"],
     # What tests/parity compares with. On Linux without a GPU take PyTorch's CPU build first (README, "Tests").

@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import hashlib
+import importlib
 import json
 import pathlib
 from collections.abc import Callable
@@ -23,7 +24,7 @@ Act = Callable[[pathlib.Path, Callable[[str], None]], dict[str, Any]]
 
 def define(parser: argparse.ArgumentParser) -> None:
     """Adds the flags to those of `python -m motus_jax.evaluate`."""
-    group = parser.add_argument_group("closed loop, in the simulator (extras simulator and serve)")
+    group = parser.add_argument_group("closed loop, in the simulator (extra simulator)")
     add = group.add_argument
     add("--closed_loop", action="store_true", help="also act, and write closed_loop/ beside metrics.json")
     add("--policies", default=",".join(POLICIES), help=f"some of {', '.join(POLICIES)} (default: all)")
@@ -39,7 +40,7 @@ def define(parser: argparse.ArgumentParser) -> None:
 
 
 def check(args: argparse.Namespace) -> None:
-    """Turns lists into tuples and refuses what is out of range, before anything is loaded.
+    """Turns lists into tuples and refuses what is out of range or not installed, before anything is loaded.
 
     Raises:
       UserError: names the flag.
@@ -56,18 +57,21 @@ def check(args: argparse.Namespace) -> None:
         if getattr(args, name) < least:
             raise UserError(f"--{name}: expected at least {least}, found {getattr(args, name)}")
     args.planning = Planning(args.candidates, args.candidates_of)
+    if args.closed_loop:
+        try:
+            importlib.import_module("motus_jax.evaluation.acting")
+        except ModuleNotFoundError as error:
+            package = error.name.partition(".")[0]
+            raise UserError(f"--closed_loop needs the package {package}: pip install -e '.[simulator]'") from error
 
 
 def prepare(args: argparse.Namespace, loaded: Loaded, contract: Contract, texts: Texts, memory: TrainMemory) -> Act:
     """Checks that this checkpoint can act in the simulator here, and says how.
 
     Raises:
-      UserError: an extra is not installed, or the simulator does not have the robot or a task.
+      UserError: the simulator is not installed, or does not have the robot or a task.
     """
-    try:
-        from motus_jax.evaluation import acting, acting_setup
-    except ModuleNotFoundError as error:
-        raise UserError(f"--closed_loop needs the package {error.name}: pip install -e '.[serve]'") from error
+    from motus_jax.evaluation import acting, acting_setup
     from motus_jax.robots.policy import Policy, describe
 
     tasks = acting_setup.simulated_tasks(memory.chunks["instruction"], contract, texts, args.tasks)

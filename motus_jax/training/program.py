@@ -28,9 +28,9 @@ HOST = "5"
 """How programs name the host's memory: S(5)."""
 FREE = frozenset((
     "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional", "call", "after-all",
-    "partition-id", "replica-id", "iota", "opt-barrier", "domain",
+    "partition-id", "replica-id", "iota", "opt-barrier", "domain", "async-start",
 ))  # fmt: skip
-"""Instructions that move nothing themselves."""
+"""Instructions that move nothing themselves; what loops, calls and `async-start` run is counted where it stands."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -223,6 +223,9 @@ class Program:
         inside = self.computations.get(dict(one.called).get("calls", "")) if one.operation == "fusion" else None
         written = _in_memory(one.shape)
         if inside is None:
+            if one.operation.endswith("-start") and one.operation != "all-reduce-start":
+                # Its result names the operands once more, before what it writes.
+                written -= sum(_in_memory(computation[name].shape) for name in one.operands if name in computation)
             if one.operation in ("dynamic-slice", "gather", "slice"):
                 return 2 * written
             if one.operation in ("dynamic-update-slice", "scatter"):
@@ -246,7 +249,6 @@ class Program:
                 whole = 0.0
             read += whole
         return read + written
-
 
     def _host_traffic(self, computation: dict[str, Instruction], one: Instruction) -> float:
         if one.operation in FREE or one.operation.endswith(("-done", "-update")):

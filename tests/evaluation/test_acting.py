@@ -3,6 +3,8 @@
 import argparse
 import dataclasses
 import json
+import subprocess
+import sys
 
 import av
 import fake_robot
@@ -271,6 +273,14 @@ def parsed(*arguments):
     args = parser.parse_args(arguments)
     acting_flags.check(args)
     return args
+
+
+def test_a_missing_package_is_told_before_anything_is_read():
+    asked = "sys.modules['websockets'] = None; sys.argv = ['evaluate', '--workdir=nowhere', '--closed_loop']"
+    code = f"import runpy, sys; {asked}; runpy.run_module('motus_jax.evaluate', None, '__main__')"
+    done = subprocess.run([sys.executable, "-c", code], text=True, capture_output=True)
+    assert done.returncode == 2
+    assert done.stderr == "error: --closed_loop needs the package websockets: pip install -e '.[simulator]'\n"
 
 
 def test_flags():

@@ -164,3 +164,30 @@ def test_the_text_of_a_tpu_program():
     kinds = program.by_kind(list(found.values()))
     assert kinds["all-reduce"] == {"count": 7, "slice_bytes": 0.0, "network_bytes": 7 * array}
     assert len(found) == 4
+
+
+STARTED = """
+HloModule step, is_scheduled=true
+
+%inner (q: f32[64,32]) -> f32[64,16] {
+  %q = f32[64,32]{1,0} parameter(0)
+  ROOT %cut = f32[64,16]{1,0} slice(%q), slice={[0:64],[0:16]}
+}
+
+ENTRY %main (x: f32[64,32]) -> f32[64,32] {
+  %x = f32[64,32]{1,0} parameter(0)
+  %near = (f32[64,32]{1,0:S(1)}, f32[64,32]{1,0}, u32[]{:S(2)}) copy-start(%x)
+  %at_hand = f32[64,32]{1,0:S(1)} copy-done(%near)
+  %whole = (f32[64,32]{1,0}, f32[512,32]{1,0}) all-gather-start(%x), replica_groups=[2,8]<=[16]
+  %gathered = f32[512,32]{1,0} all-gather-done(%whole)
+  %aside = ((f32[64,32]{1,0}), f32[64,16]{1,0}, s32[]) async-start(%x), calls=%inner
+  %done = f32[64,16]{1,0} async-done(%aside)
+  ROOT %sum = f32[64,32]{1,0} all-reduce-start(%x), replica_groups=[2,8]<=[16]
+}
+"""
+
+
+def test_a_start_reads_its_operand_once():
+    """To fast memory: read alone. A gather reads one part and writes eight, a sum reads and writes, half is cut off."""
+    array = 64 * 32 * 4
+    assert program.Program(STARTED, 8).memory_traffic() == (1 + 1 + 8 + 1 + 1 + 2 * 0.5) * array
