@@ -244,9 +244,14 @@ class Progress:
         return {"tflops_per_device": rate / 1e12} | ({"mfu": rate / self.peak} if self.peak else {})
 
     def line(self, step: int, means: Mapping[str, float], speed: Mapping[str, float]) -> str:
-        """The progress line: losses of the window that ended at `step`, and the speed now."""
+        """The progress line: losses of the window that ended at `step`, and the speed now.
+
+        A loss that no example of the window had (`nan`: there are no actions in phase 1) is left out.
+        """
         losses = "  ".join(
-            f"{k} {v:.4f}" for k, v in means.items() if k == "loss" or k in ("loss/video", "loss/action")
+            f"{k} {v:.4f}"
+            for k, v in means.items()
+            if k in ("loss", "loss/video", "loss/action") and not math.isnan(v)
         )
         minutes, seconds = divmod(round(speed["eta_seconds"]), 60)
         utilised = f"MFU {speed['mfu']:.1%}  " if "mfu" in speed else ""

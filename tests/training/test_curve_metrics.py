@@ -1,6 +1,7 @@
 """The curve across crashes, the non-finite check, and the clock."""
 
 import json
+import math
 
 import jax.numpy as jnp
 import numpy as np
@@ -82,5 +83,6 @@ def test_progress_measures_steps_and_not_checkpoints(monkeypatch):
     speed = progress.report(14)
     assert speed["seconds_per_step"] == 1.0 and speed["examples_per_second"] == 8.0
     assert speed["data_wait_share"] == 0.25 and speed["eta_seconds"] == 86.0
-    line = progress.line(14, {"loss": 1.5, "lr": 0.1}, speed)
+    line = progress.line(14, {"loss": 1.5, "loss/video": 0.5, "loss/action": math.nan, "lr": 0.1}, speed)
+    assert "loss 1.5000  loss/video 0.5000  8.0 examples/s" in line, "no action loss where there are no actions"
     assert "step 14/100 (14%)" in line and "loss 1.5000" in line and "eta 0:01:26" in line
