@@ -2,10 +2,10 @@
 
   launch/local.sh experiments/demo.py
 
-Two CPU cores (AMD EPYC, no accelerator): 16 minutes from a fresh clone, 13 of them training; 3.0 GiB. Expected on 256
-held-out chunks: action error (normalised MSE) 0.44 in `vla` and 0.35 to 0.39 in `inverse_dynamics` (nearest neighbour
-0.66 and 0.45), PSNR 25.5 to 25.9 dB in the video modes (best baseline 22.1 dB); with another episode's actions the
-world model loses 0.6 to 0.8 dB.
+Two CPU cores (AMD EPYC, no accelerator): 16 to 22 minutes from a fresh clone, 13 to 17 of them training; 3.0 GiB.
+Expected on 256 held-out chunks: action error (normalised MSE) 0.44 to 0.46 in `vla` and 0.35 to 0.39 in
+`inverse_dynamics` (nearest neighbour 0.66 and 0.45), PSNR 25.4 to 25.9 dB in the video modes (best baseline 22.1 dB);
+with another episode's actions the world model loses 0.6 to 0.9 dB.
 
 What makes a small model learn within that time. Measured in short runs, on an earlier recording of the data: heads that
 look near their own place at the start (world model after 400 steps 21.2 dB; without them 20.6 dB after 500, where
