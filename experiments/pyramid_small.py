@@ -19,6 +19,7 @@ THREE = ("top", "left_wrist", "right_wrist")
 def get_config() -> ml_collections.ConfigDict:
     """`demo` on a mixture of six sources."""
     config = demo.with_shared_components(demo.get_config())
+    config.steps = 3800
     videos = {"kind": "videos", "cameras": ("video",), "action_space": "absolute", "normalisation": "none"}
     config.data.sources = ml_collections.ConfigDict({
         "web": {**videos, "path": f"{ROOT}/web", "layer": 1},

@@ -85,10 +85,20 @@ SCHEDULES: dict[str, Callable[..., Schedule]] = {
 }
 """Name -> function of the number of steps and the fields of `config.optimizer.schedule`."""
 
-def _muon(config: ml_collections.ConfigDict) -> optax.GradientTransformation:
+POLAR_EXPRESS = (
+    (8.28721201814563, -23.595886519098837, 17.300387312530933),
+    (4.107059111542203, -2.9478499167379106, 0.5448431082926601),
+    (3.9486908534822946, -2.908902115962949, 0.5518191394370137),
+    (3.3184196573706015, -2.488488024314874, 0.51004894012372),
+)
+"""Coefficients of the first four steps of Polar Express (arXiv:2505.16932, with its margin for rounding)."""
+
+
+def _muon(config: ml_collections.ConfigDict, **orthogonalisation: Any) -> optax.GradientTransformation:
     """Orthogonalised momentum for the matrices of the experts' layers and of a video encoder, Adam for everything else.
 
-    A convolution is orthogonalised at each place of its kernel.
+    A convolution is orthogonalised at each place of its kernel. `orthogonalisation` goes to optax; by default it takes
+    five steps of Newton-Schulz.
 
     An orthogonalised update has unit spectral norm whatever the gradient, so the matrices want about ten times Adam's
     rate: say so in `lr_multipliers` (`("motus/layers/.*kernel$", 7.0)`).
@@ -101,7 +111,8 @@ def _muon(config: ml_collections.ConfigDict) -> optax.GradientTransformation:
         return jax.tree.map(lambda leaf: optax.contrib.MuonDimensionNumbers(leaf.ndim - 2, leaf.ndim - 1), params)
 
     adam = optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=config.eps)
-    return optax.partition({"muon": optax.contrib.scale_by_muon(weight_dimension_numbers=axes), "adam": adam}, label)
+    muon = optax.contrib.scale_by_muon(weight_dimension_numbers=axes, **orthogonalisation)
+    return optax.partition({"muon": muon, "adam": adam}, label)
 
 
 def _is_inner_matrix(path: str) -> bool:
@@ -113,6 +124,8 @@ OPTIMIZERS: dict[str, Callable[[ml_collections.ConfigDict], optax.GradientTransf
     # Factored second moments, update clipping by block RMS; the rate is ours, not relative to the parameter's scale.
     "adafactor": lambda c: optax.chain(optax.scale_by_factored_rms(), optax.clip_by_block_rms(1.0)),
     "muon": _muon,
+    # Four steps that come as near to orthogonal as muon's five, with a fifth more in the mean: a smaller rate is due.
+    "muon_polar": lambda c: _muon(c, ns_coeffs=POLAR_EXPRESS),
 }
 """Name -> the direction of the update; clipping, weight decay and the learning rate are the same for all."""
 
