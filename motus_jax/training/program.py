@@ -226,6 +226,10 @@ class Program:
             if one.operation.endswith("-start") and one.operation != "all-reduce-start":
                 # Its result names the operands once more, before what it writes.
                 written -= sum(_in_memory(computation[name].shape) for name in one.operands if name in computation)
+            if one.operation in ("slice-start", "dynamic-slice-start"):  # reads what it takes, wherever that goes
+                named = sum(len(_arrays(computation[name].shape)) for name in one.operands if name in computation)
+                taken, space = _arrays(one.shape)[named]
+                return taken if space else 2 * taken
             if one.operation in ("dynamic-slice", "gather", "slice"):
                 return 2 * written
             if one.operation in ("dynamic-update-slice", "scatter"):

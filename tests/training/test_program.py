@@ -182,12 +182,15 @@ ENTRY %main (x: f32[64,32]) -> f32[64,32] {
   %gathered = f32[512,32]{1,0} all-gather-done(%whole)
   %aside = ((f32[64,32]{1,0}), f32[64,16]{1,0}, s32[]) async-start(%x), calls=%inner
   %done = f32[64,16]{1,0} async-done(%aside)
+  %ahead = ((f32[64,32]{1,0}), f32[16,32]{1,0:S(1)}, s32[]{:S(2)}) slice-start(%x), slice={[0:16], [0:32]}
+  %quarter = f32[16,32]{1,0:S(1)} slice-done(%ahead)
   ROOT %sum = f32[64,32]{1,0} all-reduce-start(%x), replica_groups=[2,8]<=[16]
 }
 """
 
 
 def test_a_start_reads_its_operand_once():
-    """To fast memory: read alone. A gather reads one part and writes eight, a sum reads and writes, half is cut off."""
+    """To fast memory: read alone. A gather reads one part and writes eight, a sum reads and writes, half is cut
+    off, a quarter goes to fast memory and is all that is read."""
     array = 64 * 32 * 4
-    assert program.Program(STARTED, 8).memory_traffic() == (1 + 1 + 8 + 1 + 1 + 2 * 0.5) * array
+    assert program.Program(STARTED, 8).memory_traffic() == (1 + 1 + 8 + 1 + 1 + 2 * 0.5 + 0.25) * array
