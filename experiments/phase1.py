@@ -18,7 +18,7 @@ from experiments import phase3
 
 def get_config(size: str = "full") -> ml_collections.ConfigDict:
     """`phase3` with the video expert alone; `full`, `demo` or `lift`."""
-    config = phase3.get_config(size)
+    config = phase3.base(size)
     config.mode = "video"
     config.model.overrides.video_only = True
     config.optimizer.frozen = ("motus/(layers/)?(action|understanding)/.*",)

@@ -24,7 +24,7 @@ from experiments import phase3
 
 def get_config(size: str = "full") -> ml_collections.ConfigDict:
     """`phase3` with other actions, and only the video expert to start from; `full`, `demo` or `lift`."""
-    config = phase3.get_config(size)
+    config = phase3.base(size)
     config.model.overrides.action = ml_collections.ConfigDict({"state_dim": None, "registers": 0})
     video = "motus/(layers/)?video/.*"
     if size != "full":
