@@ -12,8 +12,8 @@ look near their own place at the start (world model after 400 steps 21.2 dB; wit
 copying the frame gives 20.6); muon and noise levels shifted to where the sampler starts, changed together (action loss
 at tau > 3/4 of 0.18 after 500 steps; AdamW with half the shift or less 0.52). Chosen by reasoning, not ablated: a
 network that predicts clean data, because the noise of a patch must then not pass through its 128 channels. Four steps
-of muon's orthogonalisation in place of five, with its rate lowered as the updates grow, and 3500 training steps in place
-of 3800: errors of actions as before, 0.1 dB less in `world_model`.
+of muon's orthogonalisation in place of five, its rate lowered as the updates grow, and 3500 training steps in place of
+3800: errors of actions as before, 0.1 dB less in `world_model`.
 
 Latent channels that weigh as they do in pixels, 24 instead of 48 evened out (`whitening` 0.5): after 400 steps the
 world model has 23.63 dB instead of 23.48, and loses 0.20 dB instead of 0.08 with another episode's actions. A third of

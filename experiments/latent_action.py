@@ -49,7 +49,7 @@ def get_config(size: str = "demo") -> ml_collections.ConfigDict:
         "picture": 5.0, "form": "l1", "motion": 10.0, "tokens": 0.1, "autoencoder": 5.0, "action": 1.0,
         "head": "mean", "kl": 1e-6,
     })  # fmt: skip
-    config.steps, config.batch_size = 1000, 32
+    config.steps, config.batch_size = 1500 if size == "demo" else 1000, 32
     config.validate_every = 500
     config.optimizer.name = "adamw"
     config.optimizer.lr_multipliers = ((".*", 1.0),)
