@@ -80,7 +80,9 @@ def devices(topology: str, slices: int = 1) -> Sequence[jax.Device]:
             layout = {"target_config": H100, "topology": f"{slices}x1x{shape or 1}"}
             return topologies.get_topology_desc(platform="cuda", topology_name="h100", **layout).devices
         if name in TPUS:
-            more = {"num_slices": slices} if slices > 1 else {}
+            more: dict[str, Any] = {"num_slices": slices} if slices > 1 else {}
+            if name == "v4":  # else a device is a core, of which a chip has two; meshes are laid over chips
+                more["chip_config_name"] = "megacore"
             return topologies.get_topology_desc(platform="tpu", topology_name=topology, **more).devices
     except (RuntimeError, ValueError) as error:  # JaxRuntimeError is a RuntimeError
         reason = " ".join(str(error).split())

@@ -57,3 +57,16 @@ for depth in (2, 30):
     assert done.returncode == 0, done.stderr
     shallow, deep = map(int, done.stdout.split())
     assert shallow == deep
+
+
+def test_a_chip_is_one_device_whatever_its_generation():
+    """Meshes are laid over chips: a v4 has two cores, which count as one device or no mesh can be made."""
+    topologies = {"v4:2x2x4": 16, "v5e:4x4": 16, "v5p:2x2x4": 16, "v6e:4x4": 16}
+    script = f"""
+from motus_jax.training import absent
+for topology in {list(topologies)}:
+    print(len(absent.devices(topology)))
+"""
+    done = subprocess.run([sys.executable, "-c", script], cwd=REPOSITORY, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert [int(line) for line in done.stdout.split()] == list(topologies.values())
