@@ -76,9 +76,8 @@ class Plan:
             raise ValueError(f"answer: expected targets of {len(self[overlap[0]])} numbers; found {actions.shape[1]}")
         share = dict(zip(overlap, fusion(np.array([self._counts[tick] for tick in overlap]))))
         for tick in ticks:
-            new = actions[tick - begins]
-            old = self._targets.get(tick, new)
-            self._targets[tick] = np.float32(old + share.get(tick, 1.0) * (new - old))
+            new, of_new = actions[tick - begins], share.get(tick, 1.0)
+            self._targets[tick] = np.float32(new if of_new == 1 else of_new * new + (1 - of_new) * self[tick])
             self._counts[tick] = self._counts.get(tick, 0) + 1
         return bool(len(ticks))
 

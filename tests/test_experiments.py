@@ -19,7 +19,11 @@ REPOSITORY = pathlib.Path(__file__).parents[1]
 sys.path.append(str(REPOSITORY))  # experiments import each other by the name of their folder
 GOLDEN = REPOSITORY / "tests" / "golden" / "configs"
 FILES = sorted(path for path in (REPOSITORY / "experiments").glob("*.py") if path.stem != "__init__")
-SIZES = {"latent_action": ("lift", "full"), **{f"phase{number}": ("demo", "lift") for number in (1, 2, 3)}}
+SIZES = {
+    "latent_action": ("lift", "full"),
+    "realtime": ("lift",),
+    **{f"phase{number}": ("demo", "lift") for number in (1, 2, 3)},
+}
 """Experiments with sizes after a colon, the default one left out."""
 REGENERATE = "if the change is wanted: python -m tests.test_experiments, then commit tests/golden/configs"
 

@@ -50,7 +50,7 @@ def success_rates(
         setting = Setting(
             robot=catalogue.MODULES[model.contract.robot], contract=model.contract,
             cameras=tuple(metadata["cameras"]), execute=executed(model.contract), seconds=SECONDS, seed=options.seed,
-            folder=folder,
+            folder=folder, lateness=options.lateness,
         )  # fmt: skip
         starts = [(tasks[number % len(tasks)], number) for number in range(options.episodes)]
         record.write(folder / record.MANIFEST, manifest(model, options, actors, setting, starts))
@@ -68,6 +68,7 @@ def success_rates(
         **_compared(actors, starts, done),
         "seconds": round(time.monotonic() - started, 2),
         "tasks": list(tasks),
+        "delay": {"actions": options.delay, "prefix": options.prefix, "fusion": options.fusion},
         "videos": films,
     }
     record.write(folder / record.RESULTS, entry)

@@ -12,9 +12,11 @@ from typing import Any
 from motus_jax.data.contract import Contract
 from motus_jax.data.texts import Texts
 from motus_jax.errors import UserError
-from motus_jax.evaluation.acting_names import POLICIES
+from motus_jax.evaluation.acting_names import FUSIONS, POLICIES
 from motus_jax.evaluation.baselines import TrainMemory
+from motus_jax.models.system import System
 from motus_jax.sampling.jobs import Planning
+from motus_jax.sampling.prefix import METHODS, longest
 from motus_jax.training.checkpoint import Loaded
 from motus_jax.weights.fingerprint import fingerprints
 
@@ -35,6 +37,9 @@ def define(parser: argparse.ArgumentParser) -> None:
     add("--workers", type=int, default=0, help="simulator processes (default: one a core)")
     add("--lanes", type=int, default=4, help="episodes that each plays at once (default: 4)")
     add("--videos", type=int, default=2, help="successes and failures filmed of each way to act (default: 2)")
+    add("--delay", type=int, default=0, help="actions executed between a look and its answer (default: 0)")
+    add("--prefix", default="", help=f"how answers go on from them: {', '.join(METHODS)} (default: they are not told)")
+    add("--fusion", default="latest", help=f"how chunks join: {', '.join(FUSIONS)} (default: latest)")
     add("--server", default="", help="as ws://host:port, one of this checkpoint (default: one is started here)")
     add("--api_key_file", help="file with the key that the server asks for")
 
@@ -56,6 +61,10 @@ def check(args: argparse.Namespace) -> None:
     for name, least in (("episodes", 1), ("workers", 0), ("lanes", 1), ("videos", 0)):
         if getattr(args, name) < least:
             raise UserError(f"--{name}: expected at least {least}, found {getattr(args, name)}")
+    for name, table in (("prefix", ("", *METHODS)), ("fusion", FUSIONS)):
+        given = getattr(args, name)
+        if given not in table:
+            raise UserError(f"--{name}: expected one of {', '.join(filter(None, table))}; found {given!r}")
     args.planning = Planning(args.candidates, args.candidates_of)
     if args.closed_loop:
         try:
@@ -77,8 +86,10 @@ def prepare(args: argparse.Namespace, loaded: Loaded, contract: Contract, texts:
     tasks = acting_setup.simulated_tasks(memory.chunks["instruction"], contract, texts, args.tasks)
     options = acting_setup.Options(
         policies=args.policies, tasks=args.tasks, episodes=args.episodes, seed=args.seed, workers=args.workers,
-        lanes=args.lanes, videos=args.videos, server=args.server, api_key=args.api_key,
+        lanes=args.lanes, videos=args.videos, server=args.server, api_key=args.api_key, delay=args.delay,
+        prefix=args.prefix, fusion=args.fusion,
     )  # fmt: skip
+    acting_setup.check_delay(options, contract, longest(System(loaded.config), args.prefix) if args.prefix else 0)
     config = json.dumps(loaded.config.to_dict(), sort_keys=True, default=str)
     facts = {
         "weights": fingerprints({"params": loaded.params, "frozen": loaded.frozen}),
@@ -91,7 +102,7 @@ def prepare(args: argparse.Namespace, loaded: Loaded, contract: Contract, texts:
         def serve() -> Policy:
             return Policy(
                 loaded, source=args.source, modes=options.modes, max_batch=options.max_batch, plan=args.planning,
-                ahead=False, say=lambda line: say(f"closed loop: {line}"),
+                prefix=args.prefix, ahead=False, say=lambda line: say(f"closed loop: {line}"),
             )  # fmt: skip
 
         planning, metadata = dataclasses.asdict(args.planning), describe(contract, loaded.step)

@@ -29,8 +29,22 @@ def section(closed_loop: Mapping[str, Any], workdir: pathlib.Path, folder: pathl
     films = [film for film in closed_loop.get("videos", ()) if (workdir / film["file"]).is_file()]
     for film in films:
         shutil.copy(workdir / film["file"], folder / "media" / pathlib.PurePosixPath(film["file"]).name)
-    parts = [TEXT, page.table(head, rows), _films(films)]
+    parts = [TEXT, _late(closed_loop.get("delay")), page.table(head, rows), _films(films)]
     return page.section("closed_loop", "Closed loop", "".join(parts), closed_loop["beats_baselines"])
+
+
+def _late(delay: Mapping[str, Any] | None) -> str:
+    """What is said where answers were not there at once, or chunks faded into each other."""
+    if not delay or (not delay["actions"] and delay["fusion"] == "latest"):
+        return ""
+    parts = []
+    if delay["actions"]:
+        told = f"which the question tells it ({_words(delay['prefix'])})" if delay["prefix"] else "which it is not told"
+        parts.append(f"The model's answers come {delay['actions']} actions late; the robot executes those of the chunk "
+                     f"before meanwhile, {told}.")  # fmt: skip
+    if delay["fusion"] != "latest":
+        parts.append(f"Where chunks overlap, what is commanded is their {_words(delay['fusion'])}.")
+    return f"<p>{page.escape(' '.join(parts))}</p>"
 
 
 def _row(name: str, entry: Mapping[str, Any], tasks: Sequence[str]) -> list[str]:

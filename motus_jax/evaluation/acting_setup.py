@@ -19,10 +19,11 @@ from motus_jax.evaluation import acting_record as record
 from motus_jax.evaluation.acting_names import MODEL, POLICIES
 from motus_jax.evaluation.runner import FORWARD
 from motus_jax.robots import baselines, catalogue
-from motus_jax.robots.closed_loop import Actor, Setting
+from motus_jax.robots.closed_loop import Actor, Lateness, Setting
 from motus_jax.robots.server.background import serving
 from motus_jax.robots.server.websocket import ServedPolicy, Settings
 from motus_jax.robots.workers import ANSWER_WITHIN, Server
+from motus_jax.sampling.prefix import get_method, takes_prefix
 from motus_jax_client import Client, ConnectionLost, Refused
 
 EXECUTED_SHARE = 0.5
@@ -48,6 +49,9 @@ class Options:
       videos: successes, and as many failures, that are filmed of each of the model's policies.
       server: address of one that runs already; empty serves here.
       api_key: that it asks for.
+      delay: targets that the robot executes between a look and the model's answer.
+      prefix: how answers go on from them, a row of `motus_jax.sampling.prefix.METHODS`; empty: they are not told.
+      fusion: how chunks join, a row of `motus_jax_client.fusion.FUSIONS`.
     """
 
     policies: tuple[str, ...] = POLICIES
@@ -59,6 +63,9 @@ class Options:
     videos: int = 2
     server: str = ""
     api_key: str = ""
+    delay: int = 0
+    prefix: str = ""
+    fusion: str = "latest"
 
     @property
     def model(self) -> tuple[str, ...]:
@@ -79,6 +86,11 @@ class Options:
     def max_batch(self) -> int:
         """Questions that can wait at the same time, as far as one call answers them."""
         return min(self.processes * self.lanes, MOST_BATCH)
+
+    @property
+    def lateness(self) -> Lateness:
+        """What that means to an episode."""
+        return Lateness(self.delay, bool(self.prefix), bool(self.prefix) and get_method(self.prefix).soft, self.fusion)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,11 +149,37 @@ def executed(contract: Contract) -> int:
     return max(1, round(EXECUTED_SHARE * contract.chunk))
 
 
-def check_server(url: str, found: Mapping[str, Any], expected: Mapping[str, Any], modes: Sequence[str]) -> None:
+def check_delay(options: Options, contract: Contract, longest: int) -> None:
+    """Refuses what cannot be waited for, or told.
+
+    Args:
+      longest: prefix that the model takes by `options.prefix`.
+
+    Raises:
+      UserError: names the flag.
+    """
+    most, delay, prefix = executed(contract), options.delay, options.prefix
+    if not 0 <= delay <= most:
+        raise UserError(f"--delay: expected 0 to {most} actions, as the robot looks again after so many; found {delay}")
+    if not prefix:
+        return
+    if not delay:
+        raise UserError(f"--prefix={prefix}: expected --delay of at least 1, without which nothing is committed")
+    if delay > longest:
+        raise UserError(f"--delay: expected at most {longest}, as far as the model takes a prefix; found {delay}")
+    for name in options.model:
+        if not takes_prefix(name):
+            raise UserError(f"--prefix={prefix}: expected --policies without {name}, which takes none")
+
+
+def check_server(
+    url: str, found: Mapping[str, Any], expected: Mapping[str, Any], modes: Sequence[str], prefix: str = ""
+) -> None:
     """Refuses a server of another checkpoint or contract, or one that cannot do what is asked.
 
     Args:
       found, expected: what the server says of its policy, and what one of this checkpoint would say.
+      modes, prefix: what it must serve.
 
     Raises:
       UserError: names the first thing that differs, with both values.
@@ -157,6 +195,11 @@ def check_server(url: str, found: Mapping[str, Any], expected: Mapping[str, Any]
         raise UserError(
             f"--server={url}: expected one that serves {', '.join(lacking)}; found {', '.join(found['modes'])}: start "
             f"it with --modes={','.join([*found['modes'], *lacking])}"
+        )
+    method = found.get("prefix", {}).get("method", "")
+    if prefix and method != prefix:
+        raise UserError(
+            f"--server={url}: expected one that is started with --prefix={prefix}; found {method or 'none'}"
         )
 
 
@@ -176,7 +219,7 @@ def served(model: Model, options: Options, stack: contextlib.ExitStack) -> tuple
             metadata = client.metadata
     except (ConnectionLost, Refused) as error:
         raise UserError(f"--server: {error}") from error
-    check_server(options.server, metadata, model.metadata, options.model)
+    check_server(options.server, metadata, model.metadata, options.model, options.prefix)
     return Server(options.server, options.api_key), metadata
 
 
@@ -187,10 +230,12 @@ def actors_of(model: Model, options: Options, metadata: Mapping[str, Any]) -> li
         "robot": catalogue.MODULES[contract.robot], "contract": contract.to_json(), "execute": executed(contract),
         "seconds": SECONDS, "seed": options.seed, "format": record.FORMAT,
     }  # fmt: skip
+    late = {"late": dataclasses.asdict(options.lateness), "prefix": options.prefix}
+    late = late if options.lateness != Lateness() else {}  # keys of before there was such a thing
     for name in options.policies:
         facts = {"policy": name, **common}
         if name in MODEL:
-            facts |= {"model": model.facts, "server": dict(metadata) if options.server else None}
+            facts |= {"model": model.facts, "server": dict(metadata) if options.server else None, **late}
             facts |= {"planning": model.planning} if name == "plan" else {}
             actors.append(Actor(name, record.key_of(facts), mode=name))
         else:

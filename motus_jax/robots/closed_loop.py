@@ -15,6 +15,7 @@ from jaxtyping import Float
 from motus_jax.data.contract import Contract
 from motus_jax.errors import UserError
 from motus_jax.robots import catalogue
+from motus_jax_client.fusion import Plan, get_fusion
 
 # Recorded starts are drawn from (seed, split, number, attempt) with split 0 or 1; these can never coincide with them.
 UNSEEN = 2
@@ -46,6 +47,23 @@ class Actor:
 
 
 @dataclasses.dataclass(frozen=True)
+class Lateness:
+    """Answers that are not there at once: the robot goes on with the former chunk meanwhile (docs/realtime.md).
+
+    Attributes:
+      ticks: targets that it executes between a look and its answer; at the first look it stands still.
+      prefix: whether questions tell them, as committed.
+      previous: whether they also tell what the former chunk has behind them.
+      fusion: how chunks join where they overlap, a row of `motus_jax_client.fusion.FUSIONS`.
+    """
+
+    ticks: int = 0
+    prefix: bool = False
+    previous: bool = False
+    fusion: str = "latest"
+
+
+@dataclasses.dataclass(frozen=True)
 class Setting:
     """What all episodes have in common; goes to every process.
 
@@ -57,6 +75,7 @@ class Setting:
       seconds: time limit of an episode.
       seed: of the noise.
       folder: where `episodes/` and `videos/` lie.
+      lateness: of a model's answers; policies without a model answer at once.
     """
 
     robot: str
@@ -66,6 +85,7 @@ class Setting:
     seconds: float
     seed: int
     folder: pathlib.Path
+    lateness: Lateness = Lateness()
 
     @property
     def limit(self) -> int:
@@ -149,7 +169,8 @@ def play(episode: Episode, setting: Setting) -> Generator[Observation, Answer, R
     """Lets the actor act from an unseen start until success or until time is up.
 
     Targets are interpolated linearly up to the robot's control rate; pictures are rendered only when the policy is
-    asked. The chunks are kept in `episodes/NAME.npz`: `chunks` [n, T, A] and `executed` [n], targets of each.
+    asked. What is planned from each look on is kept in `episodes/NAME.npz`: `chunks` [n, T, A], which are the answers
+    if they came at once, and `executed` [n], targets of each.
 
     Returns:
       How it went.
@@ -163,23 +184,28 @@ def play(episode: Episode, setting: Setting) -> Generator[Observation, Answer, R
     own = None
     if actor.begin is not None:
         own = actor.begin(contract, np.random.default_rng([setting.seed, episode.seed]))
-    target, stage, waited = world.state(), 0, 0.0
+    fusion = get_fusion(setting.lateness.fusion)
+    plan, target, stage, waited = Plan(), world.state(), 0, 0.0
     chunks: list[np.ndarray] = []
     executed: list[int] = []
     while stage < stages and sum(executed) < setting.limit:
+        now, late = sum(executed), setting.lateness.ticks if chunks and own is None else 0
         if own is None:
-            answer = yield question(episode, setting, world, len(chunks), actor.mode)
+            overlap = _overlap(plan.after(now), late, setting.lateness)
+            answer = yield question(episode, setting, world, len(chunks), actor.mode, **overlap)
             chunk, waited = answer["actions"], waited + answer["waited"]
         else:
             chunk = own(world.state())
-        chunks.append(_checked(chunk, contract))
+        plan.join(now, _checked(chunk, contract), now + late, fusion)
+        chunks.append(np.stack(plan.after(now)))
         executed.append(0)
-        for target_now in chunks[-1][: min(setting.execute, setting.limit - sum(executed))]:
+        for target_now in chunks[-1][: min(setting.execute, setting.limit - now)]:
             world.move(target, target_now, contract.action_hz)
             target, stage = target_now, max(stage, int(world.stage()))
             executed[-1] += 1
             if stage == stages:
                 break
+        plan.forget(sum(executed) - 1)
     folder = setting.folder / "episodes"
     folder.mkdir(parents=True, exist_ok=True)
     np.savez_compressed(folder / f"{episode.name}.npz", chunks=np.stack(chunks), executed=np.array(executed))
@@ -188,6 +214,14 @@ def play(episode: Episode, setting: Setting) -> Generator[Observation, Answer, R
         actor.name, actor.key, episode.task, episode.seed, world.instruction, stage == stages, stage / stages,
         sum(executed), answers, round(waited / max(answers, 1), 4),
     )  # fmt: skip
+
+
+def _overlap(planned: list[np.ndarray], late: int, lateness: Lateness) -> dict[str, np.ndarray]:
+    """What a question says of the former chunk: nothing where there is none, or where the server takes none."""
+    told = {"prefix": planned[:late]} if lateness.prefix else {}
+    if lateness.previous:
+        told["previous"] = planned[late:]
+    return {name: np.stack(targets) for name, targets in told.items() if late and targets}
 
 
 def _checked(chunk: Any, contract: Contract) -> Float[np.ndarray, "T A"]:

@@ -18,12 +18,13 @@ from motus_jax.errors import UserError
 from motus_jax.evaluation import acting, acting_flags, acting_names, acting_page, acting_record, acting_setup
 from motus_jax.evaluation.acting_setup import Model, Options
 from motus_jax.robots import baselines, catalogue
-from motus_jax.robots.closed_loop import Actor, Episode, Result, Setting, play
+from motus_jax.robots.closed_loop import Actor, Episode, Lateness, Result, Setting, play
 from motus_jax.robots.film import Film, frame_times, make_film
 from motus_jax.robots.policy import describe
 from motus_jax.robots.server.background import serving
 from motus_jax.robots.server.websocket import Settings
 from motus_jax.robots.workers import Missing, Server, Workers
+from motus_jax_client.fusion import FUSIONS
 from tests.robots.playing import answered
 
 CONTRACT = dataclasses.replace(synthetic.contract(), robot="fake", state_names=fake_robot.NAMES)
@@ -61,6 +62,51 @@ def test_an_episode_is_questions_and_what_follows(tmp_path):
     seeds = [asked["seed"] for asked in guide.asked + other.asked]
     assert len(set(seeds)) == len(seeds)
     assert len({asked["session_id"] for asked in guide.asked}) == result.answers
+
+
+LATE = {"late, not told": (2, False, False), "told": (2, True, False), "and what may change": (1, True, True)}
+
+
+@pytest.mark.parametrize("late", LATE.values(), ids=list(LATE))
+def test_answers_that_are_late_find_the_robot_further_on(tmp_path, late):
+    guide, episode = fake_robot.Guide(METADATA), Episode(Actor("joint", "k", mode="joint"), "reach", 3)
+    guide.joint = lambda asked: {"actions": np.full((4, 3), len(guide.asked) / 10, np.float32)}  # 0.1, 0.2, ...
+    asks = dataclasses.replace(setting(tmp_path), lateness=Lateness(*late))
+    asked = []
+    result = answered(episode.start(asks), lambda o: asked.append(o) or guide.answer([guide.prepare(o, 0)])[0], 0.5)
+    with np.load(tmp_path / "episodes" / "joint_reach_3_k.npz") as file:
+        chunks, executed = file["chunks"][..., 0], file["executed"]
+    ticks, told, more = late
+    assert (result.steps, executed.tolist()) == (10, [2] * 5)
+    assert chunks[0].tolist() == pytest.approx([0.1] * 4), "the first answer is waited for"
+    for number in range(1, 5):  # the chunk before goes on until the answer is there
+        before, own = number / 10, (number + 1) / 10
+        assert chunks[number].tolist() == pytest.approx([before] * ticks + [own] * (4 - ticks))
+        np.testing.assert_allclose(asked[number]["state"], chunks[number - 1][1], rtol=1e-6)
+        assert ("prefix" in asked[number], "previous" in asked[number]) == (told, more)
+        if told:
+            np.testing.assert_allclose(asked[number]["prefix"], np.full((ticks, 3), before), rtol=1e-6)
+        if more:
+            np.testing.assert_allclose(asked[number]["previous"], np.full((1, 3), before), rtol=1e-6)
+    assert not {"prefix", "previous"} & asked[0].keys()
+
+
+def test_late_chunks_may_fade_into_each_other(tmp_path):
+    guide, episode = fake_robot.Guide(METADATA), Episode(Actor("joint", "k", mode="joint"), "reach", 3)
+    guide.joint = lambda asked: {"actions": np.full((4, 3), len(guide.asked) / 10, np.float32)}
+    late = dataclasses.replace(setting(tmp_path), lateness=Lateness(1, fusion="blend"))
+    run_with(guide, episode.start(late))
+    with np.load(tmp_path / "episodes" / "joint_reach_3_k.npz") as file:
+        assert file["chunks"][1, :, 0].tolist() == pytest.approx([0.1, 0.15, 0.2, 0.2])
+    assert tuple(FUSIONS) == acting_names.FUSIONS
+
+
+def test_policies_without_a_model_are_never_late(tmp_path):
+    seen = []
+    held = Actor("hold_the_state", "k", begin=lambda contract, rng: lambda state: seen.append(state) or state[None])
+    late = dataclasses.replace(setting(tmp_path), lateness=Lateness(2))
+    assert run_with(None, Episode(held, "reach", 3).start(late)).steps == 10
+    assert len(seen) == 10
 
 
 def test_time_is_up_and_half_of_the_stages_count(tmp_path):
@@ -238,6 +284,11 @@ def test_a_server_elsewhere_must_be_of_this_checkpoint(model, tmp_path):
         with pytest.raises(UserError) as error:
             acting_setup.check_server("U", {**served, **change}, METADATA, ("vla",))
         assert message in str(error.value)
+    told = {**served, "prefix": {"method": "hard"}}
+    acting_setup.check_server("U", told, METADATA, ("vla",), "hard")
+    for found, said in ((told, "hard"), (served, "none")):
+        with pytest.raises(UserError, match=f"started with --prefix=guided; found {said}"):
+            acting_setup.check_server("U", found, METADATA, ("vla",), "guided")
     with serving(fake_robot.Guide({**METADATA, "chunk": 8}), Settings(port=0, api_key="secret")) as server:
         for key, message in (("", "does not know this api_key"), ("secret", "expected chunk 4")):
             asked = dataclasses.replace(options, server=f"ws://127.0.0.1:{server.port}", api_key=key)
@@ -294,10 +345,44 @@ def test_flags():
         ("--lanes=0", "--lanes: expected at least 1, found 0"),
         ("--videos=-1", "--videos: expected at least 0, found -1"),
         ("--candidates=0", "expected 1 to 256 candidates; found 0"),
+        ("--prefix=soft", "--prefix: expected one of hard, guided, conditioned; found 'soft'"),
+        ("--fusion=mean", "--fusion: expected one of latest, blend, average; found 'mean'"),
         ("--candidates_of=video", "expected candidates of vla or joint; found 'video'"),
     ):
         with pytest.raises(UserError, match=message):
             parsed(argument)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"delay": 3}, "--delay: expected 0 to 2 actions, as the robot looks again after so many; found 3"),
+        ({"delay": -1}, "--delay: expected 0 to 2 actions"),
+        ({"prefix": "hard"}, "--prefix=hard: expected --delay of at least 1"),
+        ({"delay": 2, "prefix": "conditioned"}, "--delay: expected at most 1, as far as the model takes"),
+        ({"delay": 1, "prefix": "hard", "policies": ("vla", "plan")}, "hard: expected --policies without plan, which"),
+    ],
+)
+def test_delays_that_cannot_be(change, message):
+    acting_setup.check_delay(Options(policies=("vla",), delay=1, prefix="hard"), CONTRACT, 1)
+    with pytest.raises(UserError) as error:
+        acting_setup.check_delay(Options(**{"policies": ("vla",), **change}), CONTRACT, 1)
+    assert message in str(error.value)
+
+
+def test_late_answers_are_episodes_of_their_own_and_said_on_the_page(model, tmp_path):
+    at_once = Options(policies=("joint", "hold_the_state"), episodes=2, videos=0)
+    late = dataclasses.replace(at_once, delay=2, fusion="blend")
+    entries = [
+        acting.success_rates(model[0], ("reach",), options, tmp_path, lambda line: None) for options in (at_once, late)
+    ]
+    assert entries[0]["delay"] == {"actions": 0, "prefix": "", "fusion": "latest"}
+    assert entries[1]["delay"] == {"actions": 2, "prefix": "", "fusion": "blend"}
+    played = acting_record.read(tmp_path / acting_record.FOLDER).values()
+    assert len({one.key for one in played if one.policy == "joint"}) == 2
+    assert len({one.key for one in played if one.policy == "hold_the_state"}) == 1, "it is never late"
+    pages = [acting_page.section(entry, tmp_path, tmp_path) for entry in entries]
+    assert ["2 actions late" in page and "their blend" in page for page in pages] == [False, True]
 
 
 def test_processes_and_batches_follow_the_work():
