@@ -79,12 +79,12 @@ class Experts:
         return {}
 
     def velocities(self, params: dict[str, Any], batch: Batch) -> tuple[Array, Array]:
-        """Both velocities at the noise levels of the batch; the condition frame is clean."""
+        """Both velocities at the noise levels of the batch; the condition frame is clean. Without masks all is real."""
         video = flow_matching.interpolate(batch["latents"], batch["video_noise"], batch["tau_video"])
         video = jnp.concatenate([batch["latents"][:, :1], video[:, 1:]], axis=1)
         actions = flow_matching.interpolate(batch["actions"], batch["action_noise"], batch["tau_action"])
         times = (flow_matching.TIMESTEP_SCALE * batch[f"tau_{name}"] for name in ("video", "action"))
-        given = (batch[name] for name in ("text_states", "text_mask", "vlm_states", "vlm_mask"))
+        given = (batch.get(name) for name in ("text_states", "text_mask", "vlm_states", "vlm_mask"))
         return self.system.motus.apply({"params": params}, video, actions, batch["state"], *times, *given)
 
     def loss(
@@ -99,8 +99,36 @@ class Experts:
         return sum(losses.values()), losses
 
 
-def make_step(config: ml_collections.ConfigDict, batch: Batch) -> Callable[[], None]:
-    """One update of our training step (`motus_jax.training.step`) with AdamW, waiting for it to finish."""
+def make_step(config: ml_collections.ConfigDict, batch: Batch) -> Callable[[], float]:
+    """One update of our training step (`motus_jax.training.step`) with AdamW, which waits for it and gives the loss."""
+    train_step, new_state, shardings, mesh = _parts(config)
+    state, placed = jax.jit(new_state, out_shardings=shardings)(), sharding.put_batch(batch, mesh)
+    key = jax.random.key(config.seed)
+
+    def update() -> float:
+        nonlocal state
+        state, found = train_step(state, {}, placed, key)
+        jax.block_until_ready(state)
+        return float(found["loss"])
+
+    return update
+
+
+def bytes_of_step(config: ml_collections.ConfigDict, batch: Batch) -> int:
+    """What the compiled step takes of a device, arguments and temporaries; nothing is run or allocated."""
+    train_step, new_state, shardings, mesh = _parts(config)
+    shapes = jax.tree.map(
+        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
+        jax.eval_shape(new_state), shardings,
+    )  # fmt: skip
+    placed, key = sharding.put_batch(batch, mesh), jax.random.key(config.seed)
+    sizes = train_step.lower(shapes, {}, placed, key).compile().memory_analysis()
+    return sizes.argument_size_in_bytes + sizes.temp_size_in_bytes + sizes.output_size_in_bytes - (
+        sizes.alias_size_in_bytes)  # fmt: skip
+
+
+def _parts(config: ml_collections.ConfigDict) -> tuple[Callable, Callable, Any, Any]:
+    """The step, what makes its first state, where that lies, the mesh."""
     experts, key = Experts(config), jax.random.key(config.seed)
     settings = config.optimizer.copy_and_resolve_references()
     settings.update(name="adamw", lr_multipliers=((".*", 1.0),))
@@ -111,12 +139,4 @@ def make_step(config: ml_collections.ConfigDict, batch: Batch) -> Callable[[], N
         return step.init_state(experts.init(key), optimizer)
 
     shardings = sharding.tree_shardings(jax.eval_shape(new_state), mesh)
-    train_step = step.make_train_step(experts, optimizer, settings, mesh, shardings)
-    state, placed = jax.jit(new_state, out_shardings=shardings)(), sharding.put_batch(batch, mesh)
-
-    def update() -> None:
-        nonlocal state
-        state, _ = train_step(state, {}, placed, key)
-        jax.block_until_ready(state)
-
-    return update
+    return step.make_train_step(experts, optimizer, settings, mesh, shardings), new_state, shardings, mesh

@@ -1,8 +1,9 @@
-"""The three experts of Motus written plainly in eager PyTorch: what the training step is measured against.
+"""The three experts of Motus written plainly in PyTorch: what the training step is measured against.
 
 Written from the algebra of the model, the way a PyTorch user would: `nn.Module`s, fused scaled-dot-product attention,
-complex rotary embedding. Parameters carry the names of the public checkpoints, so that `motus_jax.weights.motus` loads
-ours into it. Latents are channel-first as in the public model: B batch, C channels, F frames, H W latent pixels.
+rotary embedding in complex numbers, or in real ones where torch.compile is to see them. Parameters carry the names of
+the public checkpoints, so that `motus_jax.weights.motus` loads ours into it. Latents are channel-first as in the public
+model: B batch, C channels, F frames, H W latent pixels.
 """
 
 import itertools
@@ -36,9 +37,12 @@ def modulated(x: Tensor, shift: Tensor, scale: Tensor, eps: float) -> Tensor:
 
 
 def rotate(x: Tensor, rope: Tensor) -> Tensor:
-    """Rotates adjacent pairs of x [B, S, N, K] by the unit complex numbers `rope` [S, 1, K/2]."""
-    pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))
-    return torch.view_as_real(pairs * rope).flatten(-2)
+    """Rotates adjacent pairs of x [B, S, N, K] by the unit complex numbers `rope` [S, 1, K/2], or [2, S, 1, K/2]."""
+    pairs = x.float().unflatten(-1, (-1, 2))
+    if rope.is_complex():
+        return torch.view_as_real(torch.view_as_complex(pairs) * rope).flatten(-2)
+    (even, odd), (cos, sin) = pairs.unbind(-1), rope
+    return torch.stack([even * cos - odd * sin, even * sin + odd * cos], -1).flatten(-2)
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None) -> Tensor:
@@ -237,12 +241,35 @@ class UnderstandingExpert(nn.Module):
         self.blocks = nn.ModuleList(UnderstandingBlock("und", config, video) for _ in range(depth))
 
 
+def joint_layer(
+    blocks: tuple[WanBlock, ActionBlock, UnderstandingBlock], streams: tuple[Tensor, Tensor, Tensor],
+    times: tuple[Tensor, Tensor], rope: Tensor, text: Tensor, text_mask: Tensor | None, key_mask: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """One layer of all experts: streams in, streams out."""
+    (block, block_a, block_u), (x, a, u) = blocks, streams
+    m, n = ((own.modulation + time).chunk(6, 1) for own, time in zip((block, block_a), times))
+    parts = (
+        block.qkv(x, m, rope),
+        block_a.qkv(modulated(a, n[0], n[1], block_a.eps)),
+        block_u.qkv(F.layer_norm(u, u.shape[-1:], eps=block_u.eps)),
+    )
+    q, k, v = (torch.cat(tensors, 1) for tensors in zip(*parts))
+    out_x, out_a, out_u = attend(q, k, v, key_mask).split([x.shape[1], a.shape[1], u.shape[1]], 1)
+    x = block.after_attention(x, out_x, m, text, text_mask)
+    return x, block_a.after_attention(a, out_a, n), block_u.after_attention(u, out_u)
+
+
 class TorchMotus(nn.Module):
-    """Motus in the form with state, text padding masked, one timestep for all video tokens."""
+    """Motus in the form with state, text padding masked where masks are given, one timestep for all video tokens.
+
+    Attributes:
+      run_layer: calls `joint_layer`, or something that it was compiled to, or that checkpoints it.
+      complex_rope: whether the rotary embedding is made of complex numbers.
+    """
 
     def __init__(self, config: MotusConfig) -> None:
         super().__init__()
-        self.config = config
+        self.config, self.run_layer, self.complex_rope = config, joint_layer, True
         self.video_model = nn.ModuleDict({"wan_model": Wan(config.video, config.depth)})
         self.action_expert = ActionExpert(config.action, config.video, config.depth)
         self.und_expert = UnderstandingExpert(config.understanding, config.video, config.depth)
@@ -255,9 +282,9 @@ class TorchMotus(nn.Module):
         t_video: Tensor,
         t_action: Tensor,
         text_states: Tensor,
-        text_mask: Tensor,
+        text_mask: Tensor | None,
         vlm_states: Tensor,
-        vlm_mask: Tensor,
+        vlm_mask: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
         """Velocities [B, C, F, H, W] and [B, T, A]; arguments as of our `Motus`, video channel-first."""
         wan, action, und = self.video_model["wan_model"], self.action_expert, self.und_expert
@@ -271,20 +298,11 @@ class TorchMotus(nn.Module):
         head_v, time_v = wan.embed_time(t_video)
         head_a, time_a = action.embed_time(t_action)
         cos, sin = (torch.from_numpy(table).to(x.device) for table in rope_table(grid, self.config.video.head_dim))
-        rope = torch.complex(cos, sin)[:, None]
-        sizes = [x.shape[1], a.shape[1], u.shape[1]]
-        key_mask = torch.cat([vlm_mask.new_ones(len(x), sizes[0] + sizes[1]), vlm_mask], 1)
-        for block, block_a, block_u in zip(wan.blocks, action.blocks, und.blocks):
-            m, n = (block.modulation + time_v).chunk(6, 1), (block_a.modulation + time_a).chunk(6, 1)
-            parts = (
-                block.qkv(x, m, rope),
-                block_a.qkv(modulated(a, n[0], n[1], block_a.eps)),
-                block_u.qkv(F.layer_norm(u, u.shape[-1:], eps=block_u.eps)),
-            )
-            q, k, v = (torch.cat(tensors, 1) for tensors in zip(*parts))
-            out_x, out_a, out_u = attend(q, k, v, key_mask).split(sizes, 1)
-            x = block.after_attention(x, out_x, m, text, text_mask)
-            a = block_a.after_attention(a, out_a, n)
-            u = block_u.after_attention(u, out_u)
+        rope = torch.complex(cos, sin)[:, None] if self.complex_rope else torch.stack([cos, sin])[:, :, None]
+        key_mask = None
+        if vlm_mask is not None:
+            key_mask = torch.cat([vlm_mask.new_ones(len(x), x.shape[1] + a.shape[1]), vlm_mask], 1)
+        for blocks in zip(wan.blocks, action.blocks, und.blocks):
+            x, a, u = self.run_layer(blocks, (x, a, u), (time_v, time_a), rope, text, text_mask, key_mask)
         velocity = wan.unpatchify(wan.head(x, head_v), grid)
         return velocity, action.decoder(a, head_a)[:, 1 : 1 + actions.shape[1]]

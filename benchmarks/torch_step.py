@@ -53,7 +53,7 @@ def velocities(model: TorchMotus, batch: Mapping[str, Tensor]) -> tuple[Tensor, 
     video[:, :, 0] = batch["latents"][:, :, 0]
     actions = torch.lerp(batch["actions"], batch["action_noise"], tau_action)
     times = (TIMESTEP_SCALE * batch[f"tau_{name}"] for name in ("video", "action"))
-    given = (batch[name] for name in ("text_states", "text_mask", "vlm_states", "vlm_mask"))
+    given = (batch.get(name) for name in ("text_states", "text_mask", "vlm_states", "vlm_mask"))
     return model(video, actions, batch["state"], *times, *given)
 
 
@@ -66,14 +66,25 @@ def loss(model: TorchMotus, batch: Mapping[str, Tensor]) -> Tensor:
     return F.mse_loss(video[:, :, 1:], target[:, :, 1:]) + per_example.mean()
 
 
-def make_step(config: ml_collections.ConfigDict, batch: Batch) -> Callable[[], None]:
+def make_step(config: ml_collections.ConfigDict, batch: Batch) -> Callable[[], Tensor]:
     """One update with AdamW and the experiment's optimizer settings."""
     experts = Experts(config)
-    motus_config, settings = experts.system.motus_config, config.optimizer
     params = experts.init(jax.random.key(config.seed))
-    model, tensors = load(motus_config, params), to_torch(batch)
+    model, tensors = load(experts.system.motus_config, params), to_torch(batch)
+    return update_of(config, model, params, lambda: loss(model, tensors))
+
+
+def update_of(
+    config: ml_collections.ConfigDict, model: TorchMotus, params: Mapping[str, Any], losses: Callable[[], Tensor]
+) -> Callable[[], Tensor]:
+    """One update of a model by what `losses` gives, with AdamW and the experiment's optimizer settings.
+
+    Args:
+      params: ours, or their shapes.
+    """
+    settings = config.optimizer
     optimizer = torch.optim.AdamW(
-        _groups(model, motus_config, params, settings), lr=settings.schedule.peak, betas=(settings.b1, settings.b2),
+        _groups(model, model.config, params, settings), lr=settings.schedule.peak, betas=(settings.b1, settings.b2),
         eps=settings.eps, fused=True,
     )
     schedule = make_schedule(settings.schedule, config.steps)
@@ -81,13 +92,15 @@ def make_step(config: ml_collections.ConfigDict, batch: Batch) -> Callable[[], N
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda count: rates[min(count, 199)])
     average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(settings.ema))
 
-    def update() -> None:
+    def update() -> Tensor:
         optimizer.zero_grad(set_to_none=True)
-        loss(model, tensors).backward()
+        found = losses()
+        found.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), settings.clip)
         optimizer.step()
         scheduler.step()
         average.update_parameters(model)
+        return found.detach()
 
     return update
 

@@ -25,6 +25,8 @@ CHANGES: dict[str, dict[str, Any]] = {
     "remat attention": {"model.overrides.remat": "attention"},
     "remat attention_ffn": {"model.overrides.remat": "attention_ffn"},
     "remat products": {"model.overrides.remat": "products"},
+    "attention splash": {"model.overrides.attention": "splash"},
+    "products in float32": {"model.overrides.dtype": "float32"},
     "adafactor": {"optimizer.name": "adafactor"},
     "muon": {"optimizer.name": "muon"},
     "accumulate 4": {"optimizer.accumulate": 4},

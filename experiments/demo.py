@@ -42,7 +42,8 @@ def get_config() -> ml_collections.ConfigDict:
     config.model = ml_collections.ConfigDict({
         "variant": "demo",
         # Layers unrolled, nothing recomputed: 12 s more to compile, and each step a tenth faster.
-        "overrides": {"depth": 4, "remat": "none", "scan_unroll": 3, "trim_last_layer": True,
+        # `attention`: xla, or a kernel that its chip alone has: cudnn on GPUs (bfloat16), splash on TPUs.
+        "overrides": {"depth": 4, "attention": "xla", "remat": "none", "scan_unroll": 3, "trim_last_layer": True,
                       "video": {"locality": 6.0, "latent_channels": 48, "places": True}},
         # What the network itself outputs; the sampler always integrates the velocity that follows from it.
         "prediction": {"video": "clean", "action": "clean"},

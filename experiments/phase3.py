@@ -76,7 +76,7 @@ def base(size: str) -> ml_collections.ConfigDict:
     })
     config.model = ml_collections.ConfigDict({
         "variant": "5b",
-        "overrides": {"remat": "full"},
+        "overrides": {"attention": "xla", "remat": "full"},
         "prediction": {"video": "velocity", "action": "velocity"},
         "text_encoder": {"variant": "xxl"},
         "vlm": {"kind": "qwen3_vl", "variant": "2b"},

@@ -12,8 +12,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from motus_jax.models.action_expert import ActionBlock, ActionExpert
+from motus_jax.models.attention import attention
 from motus_jax.models.config import MotusConfig
-from motus_jax.models.layers import attention
 from motus_jax.models.video_expert import TimeCache
 
 
@@ -70,7 +70,8 @@ def action_velocity(
         weights, seen = {"params": given[0]}, given[1]
         q, *own_keys = block.apply(weights, x, blocks, method="qkv")
         k, v = (jnp.concatenate(parts, axis=1) for parts in zip(seen.video, own_keys, seen.understanding))
-        x = block.apply(weights, x, attention(q, k, v, memory.key_mask), blocks, method="after_attention")
+        out = attention(q, k, v, memory.key_mask, config.attention)
+        x = block.apply(weights, x, out, blocks, method="after_attention")
         return block.apply(weights, x, blocks, method="feed_forward"), None
 
     x = expert.apply(own, actions, state, method="embed")

@@ -10,7 +10,8 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from motus_jax.models.layers import SMALL, Dense, FeedForward, LayerNorm, attention
+from motus_jax.models.attention import attention
+from motus_jax.models.layers import SMALL, Dense, FeedForward, LayerNorm
 
 
 @dataclasses.dataclass(frozen=True)

@@ -65,6 +65,8 @@ class MotusConfig:
     Attributes:
       depth: layers, the same for all experts.
       dtype: of matrix products and attention; parameters and residual streams are float32.
+      attention: a row of `motus_jax.models.attention.KERNELS`, for the joint attention and that to the text; where the
+        platform does not have it, `xla`.
       remat: a row of `motus_jax.models.motus.REMAT_POLICIES`.
       mask_text_padding: False reproduces the public weights, which attend to padded text rows (Wan does so too).
       clean_condition_timestep: True tells the condition frame's tokens t = 0 (Wan2.2 TI2V); False gives all video
@@ -82,6 +84,7 @@ class MotusConfig:
     action: ActionExpertConfig
     understanding: UnderstandingExpertConfig
     dtype: str = "float32"
+    attention: str = "xla"
     remat: str = "full"
     mask_text_padding: bool = False
     clean_condition_timestep: bool = False

@@ -12,8 +12,8 @@ from jaxtyping import Array, Bool, Float
 from motus_jax.models import placement
 from motus_jax.models.action_expert import ActionBlock
 from motus_jax.models.action_tail import LayerMemory, remember
+from motus_jax.models.attention import attention
 from motus_jax.models.config import MotusConfig
-from motus_jax.models.layers import attention
 from motus_jax.models.understanding_expert import UnderstandingBlock
 from motus_jax.models.video_expert import VideoBlock
 
@@ -61,7 +61,7 @@ class JointLayer(nn.Module):
     def setup(self) -> None:
         c = self.config
         heads = (c.video.heads, c.video.head_dim)
-        self.video = VideoBlock(c.video, c.dtype)
+        self.video = VideoBlock(c.video, c.dtype, c.attention)
         self.action = ActionBlock(c.action, *heads, c.dtype)
         self.understanding = UnderstandingBlock(c.understanding, *heads, c.dtype)
 
@@ -83,7 +83,7 @@ class JointLayer(nn.Module):
             self.understanding.qkv(x.understanding),
         )
         q, k, v = (jnp.concatenate(tensors, axis=1) for tensors in zip(*parts))
-        out = attention(q, k, v, c.key_mask)
+        out = attention(q, k, v, c.key_mask, self.config.attention)
         joined, crossed, done = self._own_work(x, out, c, text_cache)
         if not self.trace:
             return done, self._remembered(x, k, v)
@@ -107,7 +107,8 @@ class JointLayer(nn.Module):
             self.understanding.qkv(x.understanding),
         )
         k, v = (jnp.concatenate(tensors, axis=1) for tensors in list(zip(*parts))[1:])
-        out = attention(jnp.concatenate([parts[0][0][:, first:], parts[1][0]], axis=1), k, v, c.key_mask)
+        q = jnp.concatenate([parts[0][0][:, first:], parts[1][0]], axis=1)
+        out = attention(q, k, v, c.key_mask, self.config.attention)
         if c.video_time.shape[1] > 1:  # the condition frame has a timestep of its own
             c = c._replace(video_time=c.video_time[:, 1:])
         asking = Streams(x.video[:, first:], x.action, x.understanding[:, :0])

@@ -1,4 +1,4 @@
-"""Building blocks of the three experts: dense layers, norms, MLPs, position and time embeddings, attention.
+"""Building blocks of the three experts: dense layers, norms, MLPs, position and time embeddings.
 
 Numbers: norms, modulation, embeddings of time and rotary angles in float32; matrix products in the module's `dtype`.
 """
@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.ad_checkpoint import checkpoint_name
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float
 
 from motus_jax.models import placement
 
@@ -22,8 +22,6 @@ XAVIER = nn.initializers.xavier_uniform()
 SMALL = nn.initializers.normal(0.02)
 ZEROS = nn.initializers.zeros_init()
 ROPE_BASE = 10_000.0
-MASKED = -1e30
-"""Added to the scores of padded keys."""
 ADAPTERS = ("lora_a", "lora_b")
 """Leaves [in, r] and [r, out] that may lie beside a kernel (`motus_jax.weights.lora`)."""
 SCALE = "kernel_scale"
@@ -250,69 +248,3 @@ def apply_rope_halves(x: Float[Array, "B S N K"], angle: Float[Array, "B S K/2"]
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     cos, sin = jnp.cos(angle)[:, :, None], jnp.sin(angle)[:, :, None]
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], -1).astype(x.dtype)
-
-
-def attention(
-    q: Float[Array, "B S N K"],
-    k: Float[Array, "B M N K"],
-    v: Float[Array, "B M N K"],
-    key_mask: Bool[Array, "B M"] | None = None,
-) -> Float[Array, "B S N K"]:
-    """Softmax attention with scale 1/sqrt(K); keys where `key_mask` is False are padding and get no weight.
-
-    The backward pass finds queries, keys, values, the result and one number a row, and recomputes the probabilities
-    (Dao et al. 2022, "FlashAttention", algorithm 4), so that no [S, M] array outlives its use. The result and the row's
-    number are named `attention` for rematerialisation policies.
-    """
-    bias = None if key_mask is None else jnp.where(key_mask, 0.0, MASKED)[:, None, None]
-    return _attention(q, k, v, bias)
-
-
-@jax.custom_vjp
-def _attention(q: Array, k: Array, v: Array, bias: Array | None) -> Array:
-    """`attention` with a float32 bias [B, 1, 1, M] on the scores, which gets no gradient."""
-    return _attention_forward(q, k, v, bias)[0]
-
-
-def _attention_forward(q: Array, k: Array, v: Array, bias: Array | None) -> tuple[Array, tuple]:
-    scores = _scores(q, k, bias)
-    top = jnp.max(scores, -1, keepdims=True)
-    weights = jnp.exp(scores - top)
-    total = jnp.sum(weights, -1, keepdims=True)
-    # Dividing the result instead of the weights saves a pass over [S, M].
-    out = (_product(weights.astype(v.dtype), _rows(v)) / total).astype(v.dtype).transpose(0, 2, 1, 3)
-    out, log_total = (checkpoint_name(x, "attention") for x in (out, top + jnp.log(total)))
-    return out, (q, k, v, bias, out, log_total)
-
-
-def _attention_backward(residuals: tuple, g: Array) -> tuple[Array, Array, Array, None]:
-    # Every product takes the [S, M] array as it lies: only the small arrays are turned.
-    q, k, v, bias, out, log_total = residuals
-    scale = q.shape[-1] ** -0.5
-    weights = jnp.exp(_scores(q, k, bias) - log_total)
-    slope = jnp.sum(g.astype(jnp.float32) * out, -1).transpose(0, 2, 1)[..., None]
-    d_scores = (weights * (_product(_rows(g), _columns(v)) - slope)).astype(q.dtype)
-    d_q = _product(d_scores, _rows(k)).transpose(0, 2, 1, 3) * scale
-    d_k = _product(_columns(q), d_scores).transpose(0, 3, 1, 2) * scale
-    d_v = _product(_columns(g), weights.astype(g.dtype)).transpose(0, 3, 1, 2)
-    return d_q.astype(q.dtype), d_k.astype(k.dtype), d_v.astype(v.dtype), None
-
-
-_attention.defvjp(_attention_forward, _attention_backward)
-
-
-def _scores(q: Array, k: Array, bias: Array | None) -> Float[Array, "B N S M"]:
-    scores = _product(_rows(q) * q.shape[-1] ** -0.5, _columns(k))
-    return scores if bias is None else scores + bias
-
-
-def _product(a: Array, b: Array) -> Array:
-    return jnp.matmul(a, b, preferred_element_type=jnp.float32)
-
-
-def _rows(x: Float[Array, "B S N K"]) -> Float[Array, "B N S K"]:
-    return x.transpose(0, 2, 1, 3)
-
-
-def _columns(x: Float[Array, "B S N K"]) -> Float[Array, "B N K S"]:
-    return x.transpose(0, 2, 3, 1)

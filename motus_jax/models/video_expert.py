@@ -9,6 +9,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from motus_jax.models.attention import attention
 from motus_jax.models.config import VideoExpertConfig
 from motus_jax.models.layers import (
     SMALL,
@@ -20,7 +21,6 @@ from motus_jax.models.layers import (
     Mlp,
     RMSNorm,
     apply_rope,
-    attention,
     gate,
     layer_norm,
     locality_bias,
@@ -72,6 +72,7 @@ class CrossAttention(nn.Module):
 
     config: VideoExpertConfig
     dtype: Dtype
+    kernel: str = "xla"
 
     def setup(self) -> None:
         width, eps = self.config.width, self.config.eps
@@ -88,7 +89,7 @@ class CrossAttention(nn.Module):
     def __call__(
         self, x: Float[Array, "B S D"], keys_values: tuple[Array, Array], mask: Bool[Array, "B M"] | None
     ) -> Float[Array, "B S D"]:
-        out = attention(self.heads(self.norm_q(self.q(x))), *keys_values, mask)
+        out = attention(self.heads(self.norm_q(self.q(x))), *keys_values, mask, self.kernel)
         return self.o(out.reshape(x.shape))
 
 
@@ -119,11 +120,12 @@ class VideoBlock(nn.Module):
 
     config: VideoExpertConfig
     dtype: Dtype
+    kernel: str = "xla"
 
     def setup(self) -> None:
         self.modulation = self.param("modulation", MODULATION, (6, self.config.width))
         self.self_attention = SelfAttention(self.config, self.dtype)
-        self.cross_attention = CrossAttention(self.config, self.dtype)
+        self.cross_attention = CrossAttention(self.config, self.dtype, self.kernel)
         self.cross_norm = LayerNorm(self.config.eps)
         self.ffn = FeedForward(self.config.mlp, self.dtype)
 

@@ -15,8 +15,9 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from motus_jax.models.attention import attention
 from motus_jax.models.convolution import convolve
-from motus_jax.models.layers import ZEROS, Dense, Dtype, RMSNorm, attention
+from motus_jax.models.layers import ZEROS, Dense, Dtype, RMSNorm
 
 FAN_IN = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 """The release's start, which is PyTorch's: uniform within 1 / sqrt(fan in)."""

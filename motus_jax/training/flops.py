@@ -10,11 +10,14 @@ from jax.extend import core
 
 from motus_jax.weights import tree
 
+CUDNN = {"dot_product_attention_fwd_wrapper": 2, "dot_product_attention_bwd_wrapper": 5}
+"""Primitive of cuDNN's attention -> its products of queries with keys, or of the same size."""
+
 
 def of_training(
     make_system: Callable[[ml_collections.ConfigDict], Any], config: ml_collections.ConfigDict, *arguments: Any
 ) -> float:
-    """Operations that the gradient of one batch needs. Nothing counts twice, whatever `model.overrides.remat` says.
+    """Operations that the gradient of one batch needs, whatever `model.overrides` has for `remat` and `attention`.
 
     What a device does per second of these, as a share of its peak, is its MFU.
 
@@ -25,7 +28,7 @@ def of_training(
     config = config.copy_and_resolve_references()
     if "overrides" in config.model:
         with config.unlocked():
-            config.model.overrides.remat = "none"
+            config.model.overrides.update(remat="none", attention="xla")
     system = make_system(config)
 
     def loss(trained: tree.Tree, frozen: tree.Tree, batch: Any, key: Any) -> Any:
@@ -42,9 +45,10 @@ def count(function: Callable[..., Any], *arguments: Any) -> float:
 def operations(jaxpr: Any) -> float:
     """Multiplications and additions of the products and convolutions of a traced program.
 
-    The body of a scan counts as often as it runs, of branches the dearest, the body of a `while` once. Everything else
-    (norms, softmax, the optimizer) is left out, as is usual where a share of the peak is given: on these models it is
-    below a hundredth.
+    The body of a scan counts as often as it runs, a Pallas kernel as often as its grid has places, what is written for
+    one device as often as there are devices, of branches the dearest, the body of a `while` once; cuDNN's attention as
+    its products do, with the scores that its backward pass computes again. Everything else (norms, softmax, the
+    optimizer) is left out, as is usual where a share of the peak is given: on these models it is below a hundredth.
     """
     return sum(_operations(equation) for equation in jaxpr.eqns)
 
@@ -58,6 +62,13 @@ def _operations(equation: Any) -> float:
     if name == "conv_general_dilated":
         kernel, where = equation.invars[1].aval, values["dimension_numbers"].rhs_spec
         return 2.0 * equation.outvars[0].aval.size * kernel.size / kernel.shape[where[0]]
+    if name in CUDNN:
+        q, k = (x.aval.shape for x in equation.invars[:2])
+        return CUDNN[name] * 2.0 * float(np.prod(q)) * k[1]  # [B, S, N, K], [B, M, N, K]
+    if name == "shard_map":  # written for one of the devices
+        return sum(operations(part) for part in core.jaxprs_in_params(values)) * values["mesh"].size
+    if name == "pallas_call":
+        return operations(values["jaxpr"]) * float(np.prod(values["grid_mapping"].grid))
     inner = [operations(part) for part in core.jaxprs_in_params(values)]
     if name == "cond":
         return max(inner)

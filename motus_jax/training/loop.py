@@ -19,6 +19,7 @@ from motus_jax.data import run_path, storage
 from motus_jax.data.contract import Contract
 from motus_jax.data.features import Features
 from motus_jax.data.pipeline import Batches
+from motus_jax.models import attention
 from motus_jax.training import checkpoint, flops, frozen, initial, metrics, sharding, step, table, telemetry
 from motus_jax.training.chips import CHIPS
 from motus_jax.training.metrics import note
@@ -115,6 +116,7 @@ def train(
 
             note("Model and optimizer")
             system = make_system(config)
+            note(f"  attention by {attention.words(config.model.get('overrides', {}).get('attention', 'xla'))}")
             key = jax.device_put(jax.random.key(config.seed), sharding.replicated(mesh))
             plan = make_plan(config, system, mesh)
 

@@ -12,8 +12,9 @@ diffusers = pytest.importorskip("diffusers")
 transformers = pytest.importorskip("transformers")
 
 from motus_jax import convert  # noqa: E402
+from motus_jax.models.attention import attention  # noqa: E402
 from motus_jax.models.config import get_variant  # noqa: E402
-from motus_jax.models.layers import attention, rope_table  # noqa: E402
+from motus_jax.models.layers import rope_table  # noqa: E402
 from motus_jax.models.text_encoder import TextEncoder, TextEncoderConfig  # noqa: E402
 from motus_jax.models.video_expert import VideoBlock, VideoExpert  # noqa: E402
 from motus_jax.weights import importer, kinds, matching, tree  # noqa: E402
