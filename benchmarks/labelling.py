@@ -26,13 +26,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import flags
-from jax.extend import core
 
 from benchmarks.machine import cores, describe
 from motus_jax import cli, flow_picture
 from motus_jax.data.optical_flow import make_estimator
 from motus_jax.models import flow_autoencoder, flow_network
 from motus_jax.models.latent_action import LatentAction, LatentActionConfig
+from motus_jax.training import flops
 
 SIZE, BATCH = 256, 4
 ITEMS, SECONDS, PAIRS_A_SECOND = 1_012_602, 10, 5
@@ -107,8 +107,8 @@ def make_stages() -> tuple[dict[str, Callable[[], Any]], dict[str, float]]:
     if importlib.util.find_spec("ptlflow"):
         stages["dpflow, ptlflow"] = _theirs(frames)
     work = {
-        "dpflow": operations(jax.make_jaxpr(network.estimate)(params[0], first, second).jaxpr) / BATCH,
-        "dc_ae and encoder": operations(jax.make_jaxpr(encode)(params, flow).jaxpr) / BATCH,
+        "dpflow": flops.count(network.estimate, params[0], first, second) / BATCH,
+        "dc_ae and encoder": flops.count(encode, params, flow) / BATCH,
     }
     return stages, work
 
@@ -118,23 +118,6 @@ def _theirs(frames: tuple[np.ndarray, np.ndarray]) -> Callable[[], Any]:
 
     model = dpflow_fixture.theirs(flow_network.VARIANTS["dpflow"])
     return lambda: dpflow_fixture.their_flow(model, *(np.float32(frame) / 255 for frame in frames))
-
-
-def operations(jaxpr: Any) -> float:
-    """Multiplications and additions of the products and convolutions of a traced program, loops counted as often."""
-    total = 0.0
-    for equation in jaxpr.eqns:
-        name, values = equation.primitive.name, equation.params
-        times = values["length"] if name == "scan" else 1
-        total += times * sum(operations(inner) for inner in core.jaxprs_in_params(values))
-        if name == "dot_general":
-            (contracted, _), _ = values["dimension_numbers"]
-            shape = equation.invars[0].aval.shape
-            total += 2.0 * equation.outvars[0].aval.size * np.prod([shape[axis] for axis in contracted])
-        elif name == "conv_general_dilated":
-            kernel, where = equation.invars[1].aval, values["dimension_numbers"].rhs_spec
-            total += 2.0 * equation.outvars[0].aval.size * kernel.size / kernel.shape[where[0]]
-    return total
 
 
 if __name__ == "__main__":
