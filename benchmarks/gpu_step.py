@@ -116,7 +116,7 @@ def run(side: str, arguments: Sequence[str], depth: int) -> dict[str, Any]:
     """What a side says, in a process of its own."""
     own = ENVIRONMENT["torch" if side in TORCH else "jax"]
     command = [sys.executable, "-m", "benchmarks.gpu_step", *arguments, f"--side={side}", f"--depth={depth}"]
-    done = subprocess.run(command, env={**own, **os.environ}, stdout=subprocess.PIPE, text=True)
+    done = subprocess.run(command, env={**os.environ, **own}, stdout=subprocess.PIPE, text=True)
     if done.returncode == NO_ROOM:
         raise NoRoomError(side)
     if done.returncode:

@@ -7,6 +7,7 @@
 
 Hardware and time: as those two. Half of the chunks whose actions are denoised show their first one to four actions
 clean, with noise level 0, and train the others. At 10 actions a second that covers answers that take up to 0.4 s.
+Neither was trained to its end yet: `python -m benchmarks.chunking` and `benchmarks.delays` will tell what it gains.
 """
 
 import ml_collections

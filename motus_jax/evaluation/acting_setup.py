@@ -230,8 +230,9 @@ def actors_of(model: Model, options: Options, metadata: Mapping[str, Any]) -> li
         "robot": catalogue.MODULES[contract.robot], "contract": contract.to_json(), "execute": executed(contract),
         "seconds": SECONDS, "seed": options.seed, "format": record.FORMAT,
     }  # fmt: skip
-    late = {"late": dataclasses.asdict(options.lateness), "prefix": options.prefix}
-    late = late if options.lateness != Lateness() else {}  # keys of before there was such a thing
+    late = {}  # as in keys of before there was such a thing
+    if options.lateness != Lateness():
+        late = {"late": dataclasses.asdict(options.lateness), "prefix": options.prefix}
     for name in options.policies:
         facts = {"policy": name, **common}
         if name in MODEL:

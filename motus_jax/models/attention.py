@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from motus_jax.errors import UserError
 from motus_jax.models import placement
@@ -116,8 +116,8 @@ def splash(q: Array, k: Array, v: Array, key_mask: Array | None, interpret: bool
       interpret: in Python's steps, where there is no TPU.
     """
     real = jnp.ones(k.shape[:2], bool) if key_mask is None else key_mask
-    segments = jnp.where(_filled(real, 1), 0, 1)
-    ours = [_rows(_filled(x, 1)) for x in (q * q.shape[-1] ** -0.5, k, v)]
+    segments = jnp.where(_filled(real), 0, 1)
+    ours = [_rows(_filled(x)) for x in (q * q.shape[-1] ** -0.5, k, v)]
     attend, mesh = functools.partial(_splash, interpret=interpret), jax.sharding.get_abstract_mesh()
     if mesh.size > 1:
         examples, heads = placement.EXAMPLES[0], mesh.shape.get("tensor", 1)
@@ -137,7 +137,7 @@ def _splash(
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 
     tokens, keys = q.shape[2], k.shape[2]
-    a, b = _block(tokens), _block(keys)
+    a, b = (min(length, LONGEST_BLOCK) for length in (tokens, keys))
     blocks = kernel.BlockSizes(
         block_q=a, block_kv=b, block_kv_compute=b, block_q_dkv=a, block_kv_dkv=b, block_kv_dkv_compute=b,
         block_q_dq=a, block_kv_dq=b,
@@ -151,17 +151,11 @@ def _splash(
     return jax.vmap(attend)(q, k, v, kernel.SegmentIds(sees, segments))
 
 
-def _filled(x: Array, axis: int) -> Array:
-    """Zeros behind it, up to the next length that splash takes."""
-    length = x.shape[axis]
-    whole = -(-length // LANES) * LANES
-    if whole > LONGEST_BLOCK:
-        whole = -(-length // LONGEST_BLOCK) * LONGEST_BLOCK
-    return jnp.pad(x, [(0, whole - length if number == axis else 0) for number in range(x.ndim)])
-
-
-def _block(length: int) -> int:
-    return min(length, LONGEST_BLOCK)
+def _filled(x: Shaped[Array, "B S ..."]) -> Shaped[Array, "B T ..."]:
+    """Zeros behind the tokens, up to the next length that splash takes."""
+    length = x.shape[1]
+    unit = LANES if length <= LONGEST_BLOCK else LONGEST_BLOCK
+    return jnp.pad(x, [(0, 0), (0, -length % unit)] + [(0, 0)] * (x.ndim - 2))
 
 
 class Kernel(NamedTuple):
