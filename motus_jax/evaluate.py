@@ -5,6 +5,7 @@ python -m motus_jax.evaluate --workdir=runs/demo --modes= --closed_loop --polici
 """
 
 import argparse
+import dataclasses
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -25,6 +26,7 @@ from motus_jax.evaluation.held_out import ActionUnits, HeldOut, spread
 from motus_jax.evaluation.runner import FORWARD, INVERSE, Evaluator, Predict
 from motus_jax.models.system import System
 from motus_jax.modes import MODES, Role, get_mode
+from motus_jax.sampling import overrides
 from motus_jax.sampling.precision import prepared
 from motus_jax.sampling.sampler import make_sampler
 from motus_jax.serve import read_key
@@ -61,6 +63,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--step", type=int, help="which checkpoint (default: the newest)")
     parser.add_argument("--source", default="", help="source of a mixture (default: the one of the highest layer)")
     parser.add_argument("--dataset", help="another dataset of the same contract (default: the one of the training)")
+    overrides.define(parser)
     acting_flags.define(parser)
     args = parser.parse_args(argv[1:])
     args.modes = [name.strip() for name in args.modes.split(",") if name.strip()]
@@ -70,6 +73,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         if getattr(args, name) < least:
             raise UserError(f"--{name}: expected at least {least}, found {getattr(args, name)}")
     acting_flags.check(args)
+    if args.server and (asked := overrides.given(args)):
+        raise UserError(f"--{next(iter(asked))}: expected none with --server, which samples as it was started")
     args.api_key = read_key(args.api_key_file)
     args.out = workdir.local_out(args.workdir, args.out)
     return args
@@ -79,7 +84,7 @@ def main(argv: Sequence[str]) -> None:
     """Runs the command."""
     args, started = parse(argv), time.monotonic()
     set_up_jax(platform="")
-    loaded = load_for_inference(args.workdir, args.step)
+    loaded = resampled(load_for_inference(args.workdir, args.step), args)
     contract = Contract.from_json(loaded.contract(args.source))
     say(f"checkpoint of step {loaded.step} in {args.workdir}")
     args.out.mkdir(parents=True, exist_ok=True)
@@ -123,6 +128,13 @@ def main(argv: Sequence[str]) -> None:
     results.write_metrics(path, found)
     say(summary(found))
     say(f"{path} written after {found['seconds']:.0f} s")
+
+
+def resampled(loaded: Loaded, args: argparse.Namespace) -> Loaded:
+    """The checkpoint, to be sampled as the command line says."""
+    config = loaded.config.copy_and_resolve_references()
+    config.sampling = overrides.changed(config.sampling, args)
+    return dataclasses.replace(loaded, config=config)
 
 
 def read_data(loaded: Loaded, contract: Contract, args: argparse.Namespace) -> tuple[HeldOut, baselines.TrainMemory]:

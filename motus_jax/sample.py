@@ -13,7 +13,6 @@ import sys
 from collections.abc import Mapping, Sequence
 
 import jax
-import ml_collections
 import numpy as np
 
 from motus_jax import cli
@@ -25,13 +24,10 @@ from motus_jax.errors import UserError
 from motus_jax.evaluation.held_out import ActionUnits
 from motus_jax.models.system import System
 from motus_jax.modes import MODES, get_mode
-from motus_jax.sampling import pictures
+from motus_jax.sampling import overrides, pictures
 from motus_jax.sampling.precision import prepared
 from motus_jax.sampling.sampler import make_sampler
 from motus_jax.training.checkpoint import Loaded, load_for_inference
-
-SAMPLING_FLAGS = ("video_steps", "action_steps", "solver", "reuse", "action_tail", "dtype", "weights")
-"""What may differ from `config.sampling`."""
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -48,14 +44,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--frame", type=int, default=0, help="row of the episode at which the chunk starts")
     parser.add_argument("--step", type=int, help="which checkpoint (default: the newest)")
     parser.add_argument("--seed", type=int, default=0, help="of the noise")
-    parser.add_argument("--video_steps", type=int, help="denoising steps of the video (default: the config's)")
-    parser.add_argument("--action_steps", type=int, help="denoising steps of the actions (default: the config's)")
-    parser.add_argument("--solver", help="euler, heun or adams_bashforth (default: the config's)")
-    parser.add_argument("--reuse", type=float, help="change of the velocities below which a step reuses them; 0: never")
-    parser.add_argument("--action_tail", type=int, help="joint steps before the actions go on alone; 0: all")
-    parser.add_argument("--dtype", help="of the experts' products: float32 or bfloat16 (default: the config's)")
-    parser.add_argument("--weights", help="int8: the layers' matrices in 8 bits (default: the config's)")
     parser.add_argument("--out", required=True, type=run_path.local, help="folder for the results")
+    overrides.define(parser)
     arguments = parser.parse_args(argv[1:])
     get_mode(arguments.mode)
     return arguments
@@ -68,7 +58,7 @@ def main(argv: Sequence[str]) -> None:
     contract = Contract.from_json(loaded.contract(arguments.source))
     dataset, episode = open_episode(loaded, contract, arguments)
     example = dataset.example(episode, arguments.frame)
-    system, sampling = System(loaded.config), sampling_config(loaded, arguments)
+    system, sampling = System(loaded.config), overrides.changed(loaded.config.sampling, arguments)
     sample = make_sampler(system, arguments.mode, sampling)
     batch = {name: np.asarray(value)[None] for name, value in example.items()}
     params = prepared(system, loaded.params, sampling)
@@ -96,15 +86,6 @@ def open_episode(loaded: Loaded, contract: Contract, arguments: argparse.Namespa
             f"episode {arguments.episode} of split {arguments.split!r}: expected 0 to {len(dataset.episodes) - 1}"
         )
     return dataset, dataset.episodes[arguments.episode]
-
-
-def sampling_config(loaded: Loaded, arguments: argparse.Namespace) -> ml_collections.ConfigDict:
-    """`config.sampling` with what the command line says instead (the flags of `SAMPLING_FLAGS`)."""
-    sampling = loaded.config.sampling.copy_and_resolve_references()
-    for name in SAMPLING_FLAGS:
-        if getattr(arguments, name) is not None:
-            sampling[name] = getattr(arguments, name)
-    return sampling
 
 
 def in_robot_units(

@@ -16,7 +16,6 @@ and may add `mode`, `return_video`, `session_id` and `seed` (motus_jax/robots/po
 /metrics are answered on the same port. SIGTERM lets running requests finish. Exit codes: 0 stopped, 2 bad input.
 """
 
-import argparse
 import pathlib
 import time
 from collections.abc import Sequence
@@ -26,6 +25,7 @@ from absl import flags
 from motus_jax import cli
 from motus_jax.data import run_path
 from motus_jax.errors import UserError
+from motus_jax.sampling import overrides
 from motus_jax.sampling.jobs import JOBS, Planning, get_job
 from motus_jax.train import set_up_jax
 
@@ -44,16 +44,12 @@ def define_flags() -> None:
     flags.DEFINE_integer("candidates", 8, "plan: chunks imagined for an answer", lower_bound=1)
     flags.DEFINE_integer("max_batch", 4, "requests of several clients answered by one call", lower_bound=1)
     flags.DEFINE_float("wait_ms", 5.0, "how long a request waits for those of other clients", lower_bound=0.0)
-    flags.DEFINE_integer("video_steps", None, "denoising steps of the video (default: the config's)")
-    flags.DEFINE_integer("action_steps", None, "denoising steps of the actions (default: the config's)")
-    flags.DEFINE_string("solver", None, "euler, heun or adams_bashforth (default: the config's)")
+    define = {int: flags.DEFINE_integer, float: flags.DEFINE_float, str: flags.DEFINE_string}
+    for name, (kind, text) in overrides.FLAGS.items():
+        define[kind](name, None, text)
     flags.DEFINE_string(
         "prefix", "", "go on from actions that the robot is committed to: hard, guided or conditioned (default: no)"
     )
-    flags.DEFINE_float("reuse", None, "change of the velocities below which a step reuses them; 0: never")
-    flags.DEFINE_integer("action_tail", None, "joint steps before the actions go on alone; 0: all (docs/serving.md)")
-    flags.DEFINE_string("dtype", None, "of the experts' products: float32 or bfloat16 (default: the config's)")
-    flags.DEFINE_string("weights", None, "int8: the layers' matrices in 8 bits (default: the config's)")
     flags.DEFINE_integer("seed", 0, "of the noise, where a request names none", lower_bound=0, upper_bound=2**32 - 1)
     flags.DEFINE_list("cameras", [], "cameras that clients call something else, as top=cam_high,wrist=cam_left_wrist")
     flags.DEFINE_string("protocol", "openpi", "what clients speak: openpi, vla_eval, roboarena or xpolicylab")
@@ -108,15 +104,13 @@ def load_policy(given: flags.FlagValues):
 
     # Imported after the platform is chosen, in case an import touches a device.
     from motus_jax.robots.policy import Policy
-    from motus_jax.sample import SAMPLING_FLAGS, sampling_config
     from motus_jax.training.checkpoint import load_for_inference
 
     loaded = load_for_inference(run_path.of(given.workdir), given.step)
     say(f"checkpoint of step {loaded.step} in {given.workdir}")
-    asked = argparse.Namespace(**{name: getattr(given, name) for name in SAMPLING_FLAGS})
     return Policy(
         loaded, source=given.source, mode=given.mode, modes=given.modes, max_batch=given.max_batch, prefix=given.prefix,
-        sampling=sampling_config(loaded, asked), plan=Planning(given.candidates), seed=given.seed,
+        sampling=overrides.changed(loaded.config.sampling, given), plan=Planning(given.candidates), seed=given.seed,
         camera_names=read_names(given.cameras), say=say,
     )  # fmt: skip
 

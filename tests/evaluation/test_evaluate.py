@@ -16,6 +16,7 @@ from motus_jax.modes import MODES
 from motus_jax.training.checkpoint import Loaded
 
 DATA = {"chunk": 8, "video_frames": 4, "instruction_length": 16, "image_size": (56, 48)}
+SAMPLING = {"video_steps": 2, "action_steps": 2}
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +28,7 @@ def loaded(tmp_path_factory):
     spec.loader.exec_module(fixture)
     path = tmp_path_factory.mktemp("data") / "set"
     fixture.write(path, lengths=(30, 32, 30, 24, 24, 26), splits={"train": "0:3", "test": "3:6"})
-    config = ml_collections.ConfigDict({"data": {**DATA, "path": str(path)}, "sampling": {"video_steps": 2}})
+    config = ml_collections.ConfigDict({"data": {**DATA, "path": str(path)}, "sampling": SAMPLING})
     contract = make_dataset(config.data, "train").contract()
     return Loaded(config, {"data": contract}, {"kernel": np.zeros((3, 5))}, {}, step=7)
 
@@ -106,17 +107,37 @@ def test_failure_leaves_earlier_results_alone(model, monkeypatch, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["metrics.json"]
 
 
+def test_may_sample_in_another_way_than_the_training_said(model, monkeypatch, tmp_path, loaded):
+    seen = []
+    monkeypatch.setattr(evaluate, "make_predict", lambda now: seen.append(now.config.sampling) or nearly_right)
+    common = (f"--workdir={tmp_path}", f"--out={tmp_path / 'out'}", "--chunks=24")
+    run(*common, "--modes=vla")
+    run(*common, "--modes=joint", "--action_tail=1", "--reuse=0.1")
+    assert [dict(sampling) for sampling in seen] == [{**SAMPLING}, {**SAMPLING, "action_tail": 1, "reuse": 0.1}]
+    found = results.read_metrics(tmp_path / "out" / "metrics.json")
+    assert set(found["modes"]) == {"joint"}, "answers of another sampler are not put beside those of this one"
+    assert found["facts"]["sampling"]["action_tail"] == 1
+    assert loaded.config.sampling.to_dict() == SAMPLING, "the checkpoint's own stays as it is"
+
+
 @pytest.mark.parametrize(
     ("argument", "message"),
     [
         ("--modes=vla,fly", f"unknown mode 'fly': expected one of {', '.join(MODES)}"),
         ("--chunks=3", "--chunks: expected at least 16, found 3"),
         ("--batch_size=0", "--batch_size: expected at least 1, found 0"),
+        ("--server=ws://127.0.0.1:9 --reuse=0", "--reuse: expected none with --server"),
     ],
 )
 def test_bad_arguments_are_named(tmp_path, argument, message):
     with pytest.raises(UserError, match=message):
-        run(f"--workdir={tmp_path}", argument)
+        run(f"--workdir={tmp_path}", *argument.split())
+
+
+def test_bad_sampling_is_named_before_data_is_read(model, monkeypatch, tmp_path):
+    monkeypatch.setattr(evaluate, "read_data", None)
+    with pytest.raises(UserError, match=r"sampling\.reuse: expected a share"):
+        run(f"--workdir={tmp_path}", "--reuse=2")
 
 
 def test_workdir_without_a_checkpoint(tmp_path):
