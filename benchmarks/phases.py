@@ -18,6 +18,7 @@ a model of this size can do: with `--closed_loop=50`, in the simulator (its extr
 import argparse
 import json
 import pathlib
+import types
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -28,12 +29,15 @@ from benchmarks import machine, phases_picture
 from experiments import phase3
 from motus_jax import cli, evaluate
 from motus_jax.errors import UserError
-from motus_jax.evaluation.intervals import wilson_interval
+from motus_jax.evaluation import acting_record
+from motus_jax.evaluation.intervals import Estimate, mean_interval, wilson_interval
 from motus_jax.models.system import System
 from motus_jax.train import set_up_jax
 from motus_jax.training import loop
 from motus_jax.training.inputs import open_data
 
+Outcomes = Mapping[tuple[str, int], bool]
+"""Start (task, seed) -> success."""
 VIDEO = "motus/(layers/)?video/.*"
 ENDS = ("motus/action/(action_encoder|decoder)/.*", "new")
 
@@ -86,10 +90,13 @@ def main(argv: Sequence[str]) -> None:
             raise UserError(f"{run}: expected the run that an arm starts from; found none (see --help)")
     set_up_jax(platform="")
     found: dict[str, list[dict[str, Any]]] = {}
+    played: dict[str, list[Outcomes]] = {}
     for seed in range(arguments.seeds):
         for arm in chosen:
             found.setdefault(arm, []).append(run_arm(arm, seed, arguments))
-            report = summary(found, arguments.closed_loop)
+            if arguments.closed_loop:
+                played.setdefault(arm, []).append(outcomes(folder(arm, seed, arguments)))
+            report = summary(found, arguments.closed_loop, played)
             print(describe(report), flush=True)
     config = settings(chosen[0], 0, arguments)
     facts = {"size": arguments.size, "steps": config.steps, "batch_size": config.batch_size}
@@ -115,9 +122,14 @@ def settings(arm: str, seed: int, arguments: argparse.Namespace) -> Any:
     return config
 
 
+def folder(arm: str, seed: int, arguments: argparse.Namespace) -> pathlib.Path:
+    """Of one run."""
+    return arguments.workdir / f"{arm.replace(',', '').replace(' ', '_')}_{seed}"
+
+
 def run_arm(arm: str, seed: int, arguments: argparse.Namespace) -> dict[str, Any]:
     """Values of one run by name, trained and evaluated unless it was."""
-    workdir = arguments.workdir / f"{arm.replace(',', '').replace(' ', '_')}_{seed}"
+    workdir = folder(arm, seed, arguments)
     metrics = workdir / "metrics.json"
     if not metrics.exists():
         loop.train(settings(arm, seed, arguments), workdir, System, open_data)
@@ -142,8 +154,32 @@ def _played(measured: Mapping[str, Any]) -> Mapping[str, Any]:
     return measured["closed_loop"]["policies"]["vla"] if "closed_loop" in measured else {}
 
 
-def summary(found: Mapping[str, Sequence[Mapping[str, float]]], episodes: int = 0) -> dict[str, dict[str, Any]]:
-    """Arm -> name -> the values of the seeds and their mean; of successes also the interval of all starts together."""
+def outcomes(workdir: pathlib.Path) -> Outcomes:
+    """What `vla` did in the newest evaluation of a run, start by start."""
+    closed_loop = workdir / acting_record.FOLDER
+    key = json.loads((closed_loop / acting_record.MANIFEST).read_text())["policies"]["vla"]
+    return {(task, seed): result.success for (own, task, seed), result in acting_record.read(closed_loop).items()
+            if own == key}  # fmt: skip
+
+
+def ahead(own: Sequence[Outcomes], other: Sequence[Outcomes]) -> Estimate:
+    """How much oftener an arm succeeds than another, over the starts that both played with the same seed.
+
+    The interval draws starts, each with all seeds of training: it knows nothing of other seeds than these.
+    """
+    pairs = [(start, float(mine[start]) - float(theirs[start]))
+             for mine, theirs in zip(own, other, strict=False) for start in mine.keys() & theirs.keys()]  # fmt: skip
+    numbers = {start: number for number, start in enumerate(sorted({start for start, _ in pairs}))}
+    starts_, differences = [numbers[start] for start, _ in pairs], [difference for _, difference in pairs]
+    return mean_interval(np.asarray(differences), np.asarray(starts_))
+
+
+def summary(
+    found: Mapping[str, Sequence[Mapping[str, float]]], episodes: int = 0,
+    played: Mapping[str, Sequence[Outcomes]] = types.MappingProxyType({}),
+) -> dict[str, dict[str, Any]]:  # fmt: skip
+    """Arm -> name -> the values of the seeds and their mean; of successes also the interval of all starts together, and
+    how far the arm is ahead of each that is listed before it, from the same starts."""
     report = {
         arm: {name: {"mean": float(np.mean([run[name] for run in runs])), "seeds": [run[name] for run in runs]}
               for name in runs[0]}
@@ -154,16 +190,23 @@ def summary(found: Mapping[str, Sequence[Mapping[str, float]]], episodes: int = 
             trials = episodes * len(found[arm])
             rate = wilson_interval(round(rows[SUCCESS]["mean"] * trials), trials)
             rows[SUCCESS] |= {"starts": trials, "interval": [rate.low, rate.high]}
+        if arm in played:
+            before = list(played)[: list(played).index(arm)]
+            rows[SUCCESS]["ahead"] = {other: ahead(played[arm], played[other])._asdict() for other in before}
     return report
 
 
 def describe(report: Mapping[str, Mapping[str, Any]]) -> str:
-    """A line an arm and number."""
-    return "\n".join(
-        f"{arm:24} {name:34} {row['mean']:8.4f}   {'  '.join(f'{value:.4f}' for value in row['seeds'])}"
-        for arm, rows in report.items()
-        for name, row in rows.items()
-    )
+    """A line an arm and number, and one for each comparison of successes."""
+    lines = []
+    for arm, rows in report.items():
+        for name, row in rows.items():
+            seeds = "  ".join(f"{value:.4f}" for value in row["seeds"])
+            lines.append(f"{arm:24} {name:34} {row['mean']:8.4f}   {seeds}")
+            for other, found in row.get("ahead", {}).items():
+                words = f"{found['value']:8.4f}   ({found['low']:.4f} to {found['high']:.4f})"
+                lines.append(f"{arm:24} {f'  ahead of {other}':34} {words}")
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":
