@@ -36,6 +36,7 @@ SLICES = {
     "v6e-16": ("v6e:4x4", 1),
     "v6e-64": ("v6e:8x8", 1),
     "2 x v5p-32": ("v5p:2x2x4", 2),
+    "tpu7x 2x2x2": ("tpu7x:2x2x2", 1),
     "v5p-8": ("v5p:2x2x1", 1),
     "v5litepod-16": ("v5e:4x4", 1),
     "v5litepod-8": ("v5e:2x4", 1),
