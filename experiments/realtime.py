@@ -7,9 +7,9 @@
 
 Hardware and time: as those two. Half of the chunks whose actions are denoised show their first one to four actions
 clean, with noise level 0, and train the others. At 10 actions a second that covers answers that take up to 0.4 s.
-`lift` was trained on one core of an AMD EPYC in 25 minutes: with answers that are 0.4 s late, `vla` does 85 of 100 unseen
-starts with the prefix, 79 without, 88 without a delay, and its chunks join with half the jump (docs/realtime.md). The
-demo's was not trained to its end yet: `python -m benchmarks.chunking` will tell what it gains.
+`lift` was trained on one core of an AMD EPYC in 25 minutes: with answers that are 0.4 s late, `vla` does 85 of 100
+unseen starts with the prefix, 79 without, 88 without a delay, and chunks join with half the jump (docs/realtime.md).
+The demo's was not trained to its end yet: `python -m benchmarks.chunking` will tell what it gains.
 """
 
 import ml_collections
