@@ -116,6 +116,8 @@ class Program:
                 if operation in COLLECTIVES:
                     scattered = name.startswith("all-reduce-scatter")  # only a slice of the sum is kept
                     found.append(self._collective(one, operation, times, scattered=scattered))
+                elif operation == "recv" and (kind := re.search(r'_xla_megascale_transfer_type="(\w+)"', one.rest)):
+                    found.append(_between_slices(one, kind[1], times))
         return sorted(found, key=lambda one: -one.total)
 
     def memory_traffic(self) -> float:
@@ -308,6 +310,16 @@ def _laid_out(sizes: str, order: str) -> np.ndarray:
     dims = [int(size) for size in sizes.split(",")]
     ids = np.arange(math.prod(dims)).reshape(dims)
     return (ids.transpose([int(axis) for axis in order.split(",")]) if order else ids).reshape(-1)
+
+
+def _between_slices(one: Instruction, kind: str, times: int) -> Collective:
+    """A `recv` that TPU slices exchange through their hosts, with a `send`, in place of a collective among them."""
+    operation = kind.lower().replace("_", "-")
+    target = re.search(r'_xla_megascale_target="\{([\d,:]+)\}', one.rest)
+    ranges = [part.split(":") for part in target[1].split(",")] if target else [["0", "1"]]
+    size = sum(int(bounds[-1]) - int(bounds[0]) + 1 for bounds in ranges)
+    moved = _arrays(one.shape)[0][0] * (2 if operation == "all-reduce" else 1)
+    return Collective(operation, times, moved * (size - 1) / size, size, True, "")
 
 
 def by_kind(collectives: Sequence[Collective]) -> dict[str, dict[str, float]]:

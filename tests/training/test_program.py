@@ -166,6 +166,29 @@ def test_the_text_of_a_tpu_program():
     assert len(found) == 4
 
 
+TWO_SLICES = """
+HloModule step
+
+ENTRY %main (x0: f32[64,32]) -> f32[64,32] {
+  %x0 = f32[64,32]{1,0} parameter(0)
+  %token = token[] after-all(), frontend_attributes={MegascaleRendezvousKeyName="all-reduce.1_0"}
+  %send = (f32[64,32]{1,0}, u32[], token[]) send(%x0, %token), channel_id=2, is_host_transfer=true, frontend_attributes={_xla_host_transfer_handler_name="xla_megascale_runtime",_xla_megascale_target="TARGET",_xla_megascale_transfer_type="ALL_REDUCE"}
+  %recv = (f32[64,32]{1,0}, u32[], token[]) recv(%token), channel_id=1, is_host_transfer=true, frontend_attributes={_xla_host_transfer_handler_name="xla_megascale_runtime",_xla_megascale_target="TARGET",_xla_megascale_transfer_type="ALL_REDUCE"}
+  %sent = token[] send-done(%send), channel_id=2, is_host_transfer=true
+  %received = (f32[64,32]{1,0}, token[]) recv-done(%recv), channel_id=1, is_host_transfer=true
+  ROOT %out = f32[64,32]{1,0} get-tuple-element(%received), index=0
+}
+"""  # noqa: E501
+
+
+@pytest.mark.parametrize(("target", "slices"), [("{1,2}x{0:3}", 2), ("{1:4}x{0:3}", 4)])
+def test_what_slices_exchange_goes_over_the_network(target, slices):
+    """As libtpu writes it: no collective, but a pair of transfers through the hosts."""
+    found = program.by_kind(program.Program(TWO_SLICES.replace("TARGET", target), 4).collectives())
+    received = 2 * 64 * 32 * 4 * (slices - 1) / slices
+    assert found == {"all-reduce": {"count": 1, "slice_bytes": 0.0, "network_bytes": received}}
+
+
 STARTED = """
 HloModule step, is_scheduled=true
 
