@@ -109,7 +109,8 @@ class VideoFolder(source.Source):
         films = {self._name(file): _film(file, fact) for file, fact in zip(files, facts) if "fault" not in fact}
         faults = [fact["fault"] for fact in facts if "fault" in fact]
         if faults:
-            _log.warning("%s: %d videos left out that cannot be read; first: %s", self.path, len(faults), faults[0])
+            listed = "\n  ".join(faults)
+            _log.warning("%s: %d videos left out that cannot be read:\n  %s", self.path, len(faults), listed)
         if not films:
             raise UserError(f"{self.path}: expected videos; found none that can be read: {faults[0]}")
         sizes = {tuple(fact["size"]) for fact in facts if "fault" not in fact}
