@@ -29,6 +29,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     "products in float32": {"model.overrides.dtype": "float32"},
     "adafactor": {"optimizer.name": "adafactor"},
     "muon": {"optimizer.name": "muon"},
+    "first moment in bfloat16": {"optimizer.mu_dtype": "bfloat16"},
     "accumulate 4": {"optimizer.accumulate": 4},
     "moments offloaded": {"optimizer.offload": MOMENTS},
     "moments and average offloaded": {"optimizer.offload": ALL},

@@ -81,6 +81,7 @@ def get_config() -> ml_collections.ConfigDict:
         "trained": (),
         "frozen": (),
         "frozen_dtype": "float32",  # or bfloat16: what matrices of layers that are not trained are kept in
+        "mu_dtype": "float32",  # or bfloat16: what the first moment is kept in
         "ema": 0.995,  # decay of the averaged copy that is evaluated and sampled; 0 keeps none
         "accumulate": 1,
         # Regexes over the state: what waits in the host's memory between updates, e.g. opt_state/.*/(mu|nu)/.*

@@ -41,7 +41,7 @@ MAY_CHANGE = (
 are made by these is checked, and that the data at a new path have the numbers of the contract.) Sources may join a
 mixture and leave it."""
 
-YOUNGER = {("noise", "prefix"): {"probability": 0.0, "longest": 0}}
+YOUNGER = {("noise", "prefix"): {"probability": 0.0, "longest": 0}, ("optimizer", "mu_dtype"): "float32"}
 """Config keys that older checkpoints lack, and what their runs did."""
 
 Meta = dict[str, Any]

@@ -110,9 +110,15 @@ def _muon(config: ml_collections.ConfigDict, **orthogonalisation: Any) -> optax.
     def axes(params: tree.Tree) -> tree.Tree:
         return jax.tree.map(lambda leaf: optax.contrib.MuonDimensionNumbers(leaf.ndim - 2, leaf.ndim - 1), params)
 
-    adam = optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=config.eps)
-    muon = optax.contrib.scale_by_muon(weight_dimension_numbers=axes, **orthogonalisation)
-    return optax.partition({"muon": muon, "adam": adam}, label)
+    muon = optax.contrib.scale_by_muon(
+        weight_dimension_numbers=axes, mu_dtype=config.mu_dtype, **orthogonalisation
+    )
+    return optax.partition({"muon": muon, "adam": _adam(config)}, label)
+
+
+def _adam(config: ml_collections.ConfigDict) -> optax.GradientTransformation:
+    """Adam. The second moment stays float32: with b2 near one its changes would be lost in bfloat16's rounding."""
+    return optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=config.eps, mu_dtype=config.mu_dtype)
 
 
 def _is_inner_matrix(path: str) -> bool:
@@ -120,7 +126,7 @@ def _is_inner_matrix(path: str) -> bool:
 
 
 OPTIMIZERS: dict[str, Callable[[ml_collections.ConfigDict], optax.GradientTransformation]] = {
-    "adamw": lambda c: optax.scale_by_adam(b1=c.b1, b2=c.b2, eps=c.eps),
+    "adamw": _adam,
     # Factored second moments, update clipping by block RMS; the rate is ours, not relative to the parameter's scale.
     "adafactor": lambda c: optax.chain(optax.scale_by_factored_rms(), optax.clip_by_block_rms(1.0)),
     "muon": _muon,
@@ -129,8 +135,12 @@ OPTIMIZERS: dict[str, Callable[[ml_collections.ConfigDict], optax.GradientTransf
 }
 """Name -> the direction of the update; clipping, weight decay and the learning rate are the same for all."""
 
+WITHOUT_MU = ("adafactor",)
+"""Optimizers that keep no first moment."""
 
-FROZEN_DTYPES = ("float32", "bfloat16")
+
+DTYPES = ("float32", "bfloat16")
+"""What the matrices of frozen layers (`frozen_dtype`) and the first moment (`mu_dtype`) may be kept in."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -187,9 +197,14 @@ def make_optimizer(config: ml_collections.ConfigDict, params: tree.Tree, steps: 
         raise UserError(f"config.optimizer.name: expected one of {', '.join(OPTIMIZERS)}, found {config.name!r}")
     if not 0 <= config.ema < 1:
         raise UserError(f"config.optimizer.ema: expected a decay from 0 (no average) to below 1, found {config.ema}")
-    if config.frozen_dtype not in FROZEN_DTYPES:
-        known = " or ".join(FROZEN_DTYPES)
-        raise UserError(f"config.optimizer.frozen_dtype: expected {known}, found {config.frozen_dtype!r}")
+    for name in ("frozen_dtype", "mu_dtype"):
+        if config[name] not in DTYPES:
+            raise UserError(f"config.optimizer.{name}: expected {' or '.join(DTYPES)}, found {config[name]!r}")
+    if config.mu_dtype != "float32" and config.name in WITHOUT_MU:
+        raise UserError(
+            f"config.optimizer.mu_dtype: expected float32 with {config.name}, which keeps no first moment; found "
+            f"{config.mu_dtype!r}"
+        )
     transform = optax.chain(
         _clip(config.clip),
         OPTIMIZERS[config.name](config),

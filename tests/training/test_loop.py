@@ -94,8 +94,12 @@ def test_what_is_younger_than_a_checkpoint_must_be_off(tmp_path):
     now = get_config()
     now.noise = {"endpoint_probability": 0.02, "prefix": {"probability": 0.0, "longest": 0}}
     saved = {"config": checkpoint.config_to_json(now)}
-    del saved["config"]["noise"]["prefix"]
+    del saved["config"]["noise"]["prefix"], saved["config"]["optimizer"]["mu_dtype"]
     checkpoint.check_same_run(saved, now, tmp_path)
+    now.optimizer.mu_dtype = "bfloat16"
+    with pytest.raises(UserError, match=r"config\.optimizer\.mu_dtype: .* trained with 'float32', .* found 'bfloat16'"):
+        checkpoint.check_same_run(saved, now, tmp_path)
+    now.optimizer.mu_dtype = "float32"
     now.noise.prefix.probability = 0.5
     with pytest.raises(UserError, match=r"config\.noise\.prefix\.probability: .* trained with 0.0, .* found 0.5"):
         checkpoint.check_same_run(saved, now, tmp_path)

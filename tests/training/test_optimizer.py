@@ -29,8 +29,8 @@ def make(params=PARAMS, **changes):
     config = ml_collections.ConfigDict({
         "name": "adamw", "b1": 0.9, "b2": 0.95, "eps": 1e-8, "clip": 1.0,
         "schedule": {"name": "constant", "peak": 0.1}, "lr_multipliers": ((".*", 1.0),),
-        "weight_decay": ((".*", 0.0),), "trained": (), "frozen": (), "frozen_dtype": "float32", "ema": 0.9,
-        "accumulate": 1,
+        "weight_decay": ((".*", 0.0),), "trained": (), "frozen": (), "frozen_dtype": "float32", "mu_dtype": "float32",
+        "ema": 0.9, "accumulate": 1,
     })  # fmt: skip
     config.unlock()
     config.update(changes)
@@ -101,6 +101,24 @@ def test_every_optimizer_goes_downhill(name):
     assert optax.tree.norm(params) < 0.5 * optax.tree.norm(PARAMS)
 
 
+@pytest.mark.parametrize("name", [name for name in optimizer.OPTIMIZERS if name not in optimizer.WITHOUT_MU])
+def test_a_first_moment_in_bfloat16_takes_half_and_changes_the_update_by_its_rounding_alone(name):
+    params = {"layers": {"kernel": jnp.full((4, 4), 2.0)}, "scale": jnp.ones(3)}
+    narrow, wide = make(params, name=name, mu_dtype="bfloat16"), make(params, name=name)
+    states = [made.transform.init(params) for made in (narrow, wide)]
+    for seed in range(4):
+        keys = jax.random.split(jax.random.key(seed))
+        grads = {"layers": {"kernel": jax.random.normal(keys[0], (4, 4))}, "scale": jax.random.normal(keys[1], (3,))}
+        found, expected = [made.transform.update(grads, states[i], params) for i, made in enumerate((narrow, wide))]
+        states = [found[1], expected[1]]
+    leaves = jax.tree_util.tree_leaves_with_path(states[0])
+    kept = {(tree.path_name(path), leaf.dtype.name) for path, leaf in leaves}
+    assert {dtype for path, dtype in kept if "/mu/" in path} == {"bfloat16"}
+    assert {dtype for path, dtype in kept if "/nu/" in path} == {"float32"}
+    difference = optax.tree.norm(optax.tree.sub(found[0], expected[0])) / optax.tree.norm(expected[0])
+    assert 0 < difference < 0.05  # muon magnifies what is small
+
+
 @pytest.mark.parametrize(
     ("table", "message"),
     [
@@ -114,6 +132,8 @@ def test_every_optimizer_goes_downhill(name):
         ({"clip": -1.0}, "config.optimizer.clip"),
         ({"ema": 1.0}, r"config.optimizer.ema: expected a decay from 0 \(no average\) to below 1, found 1.0"),
         ({"frozen_dtype": "float16"}, "config.optimizer.frozen_dtype: expected float32 or bfloat16, found 'float16'"),
+        ({"mu_dtype": "int8"}, "config.optimizer.mu_dtype: expected float32 or bfloat16, found 'int8'"),
+        ({"name": "adafactor", "mu_dtype": "bfloat16"}, "mu_dtype: expected float32 with adafactor, which keeps no"),
     ],
 )
 def test_a_table_that_does_not_fit_is_refused(table, message):
@@ -165,7 +185,8 @@ def test_muon_orthogonalises_the_matrices_of_every_layer_and_leaves_the_rest_to_
         "motus": {"layers": {"kernel": kernels}},
         "head": {"kernel": jnp.full((3, 2), 7.0)},
     }
-    direction = optimizer.OPTIMIZERS[name](ml_collections.ConfigDict({"b1": 0.9, "b2": 0.95, "eps": 1e-8}))
+    config = ml_collections.ConfigDict({"b1": 0.9, "b2": 0.95, "eps": 1e-8, "mu_dtype": "float32"})
+    direction = optimizer.OPTIMIZERS[name](config)
     updates, _ = direction.update(gradient, direction.init(gradient), gradient)
     singular = jnp.linalg.svd(updates["motus"]["layers"]["kernel"], compute_uv=False)
     assert float(singular.min()) > 0.45 and float(singular.max()) < 1.6, "both layers, however large their gradients"
