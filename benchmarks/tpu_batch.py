@@ -4,9 +4,10 @@
   python -m benchmarks.tpu_batch             goes on from benchmarks/results/tpu_batch_aot.json; writes the table
   python -m benchmarks.tpu_batch --slice=v5litepod-64      only this; minutes a batch on two cores
 
-`experiments/phase2.py` at full size, of features, with the batch as the only thing that changes. Memory grows nearly in
-proportion to it: the next batch to compile is where the line through what is known meets the chip's memory, until one
-that fits and one that does not are `GRAIN` examples a chip apart. Nothing runs.
+`experiments/phase2.py` at full size, of features, with the batch as the only thing that changes. Whether one fits is
+the compiler's verdict. What it needs at its peak grows nearly in proportion to the batch: the next one to compile is
+where the line through what is known meets the chip's memory, until one that fits and one that does not are `GRAIN`
+examples a chip apart. Nothing runs.
 """
 
 import json
@@ -30,7 +31,7 @@ GRAIN = {"v4-32": 2, "v5litepod-64": 1, "v5p-32": 4, "v6e-16": 2}
 MEMORY = {"v4-32": 30.75, "v5litepod-64": 15.75, "v5p-32": 95.74, "v6e-16": 31.25}
 """What a chip's programs may use, GiB, as the compiler says when it refuses one: the first guess needs it."""
 KEPT = ("device", "devices", "batch_size", "batch_of_one_device", "accumulate", "remat", "optimizer", "features",
-        "trained_parameters", "state_bytes", "used_bytes", "fits", "compile_seconds")  # fmt: skip
+        "trained_parameters", "state_bytes", "used_bytes", "peak_bytes", "fits", "compile_seconds")  # fmt: skip
 GIB = 2**30
 
 
@@ -70,13 +71,14 @@ def next_batch(rows: Sequence[Mapping[str, Any]], grain: int, limit: int) -> int
       grain: how near the largest that fits and the smallest that does not must be.
       limit: bytes that a chip's programs may use.
     """
-    use = {round(row["batch_of_one_device"]): row["used_bytes"] for row in rows}
+    use = {round(row["batch_of_one_device"]): _need(row) for row in rows}
+    peaks = {round(row["batch_of_one_device"]) for row in rows if "peak_bytes" in row or not row["fits"]}
     fits = {round(row["batch_of_one_device"]): row["fits"] for row in rows}
     low = max(batch for batch, fit in fits.items() if fit)
     high = min((batch for batch, fit in fits.items() if not fit and batch > low), default=math.inf)
     if high - low <= grain:
         return None
-    others = [batch for batch in use if batch != low]
+    others = [batch for batch in use if batch != low and (low in peaks) == (batch in peaks)]
     near = min(others, key=lambda batch: abs(batch - low)) if others else 0
     origin = use.get(near, rows[0]["state_bytes"])
     slope = max((use[low] - origin) / (low - near), 1e-6 * limit)
@@ -96,7 +98,8 @@ def compiled(name: str, batch: int) -> dict[str, Any]:
 
 def table(rows: Mapping[str, Mapping[str, Any]]) -> str:
     """Markdown, a line a slice whose search has begun."""
-    names = ("", "the most that fit a chip", "a batch of", "memory, GiB", "MFU at most", "does not fit")
+    names = ("", "the most that fit a chip", "a batch of", "memory at the peak, GiB", "in sum", "MFU at most",
+             "does not fit")  # fmt: skip
     lines = [f"| {' | '.join(names)} |", "|---" * len(names) + "|"]
     for name in GRAIN:
         found = known(name, rows)
@@ -108,7 +111,8 @@ def table(rows: Mapping[str, Mapping[str, Any]]) -> str:
         beyond = f"{least['batch_of_one_device']:g}, {words(least)}" if least else "not tried"
         roof = best["roofline"]
         lines.append(
-            f"| {name} | {best['batch_of_one_device']:g} | {best['batch_size']} | {best['used_bytes'] / GIB:.1f} "
+            f"| {name} | {best['batch_of_one_device']:g} | {best['batch_size']} "
+            f"| {best['peak_bytes'] / GIB:.1f} | {best['used_bytes'] / GIB:.1f} "
             f"| {roof['mfu_one_after_another']:.0%} to {roof['mfu_at_most']:.0%} "
             f"| {beyond} |"
         )
@@ -117,8 +121,13 @@ def table(rows: Mapping[str, Mapping[str, Any]]) -> str:
 
 def words(row: Mapping[str, Any]) -> str:
     """How a compilation ended."""
-    need = f"{row['used_bytes'] / GIB:.1f} GiB"
+    need = f"{_need(row) / GIB:.1f} GiB"
     return f"fits, {need}" if row["fits"] else f"needs {need} of {row['limit_bytes'] / GIB:.1f}"
+
+
+def _need(row: Mapping[str, Any]) -> int:
+    """Bytes at the peak, of a row that was refused as the compiler says; the sum, where that is all that is known."""
+    return row.get("peak_bytes", row["used_bytes"])
 
 
 if __name__ == "__main__":

@@ -60,8 +60,10 @@ def describe(found: Mapping[str, Any]) -> str:
     if not found["fits"]:
         return "\n".join([*lines, f"does not fit: {found['advice']}"])
     lines += ["", "memory of one device, GiB"]
-    for name in ("argument", "temporary", "new_output", "program", "used"):
+    for name in ("argument", "temporary", "new_output", "program"):
         lines.append(f"  {name.replace('_', ' '):12} {found[f'{name}_bytes'] / 2**30:8.2f}")
+    lines.append(f"  in sum       {found['used_bytes'] / 2**30:8.2f}     more than at any one moment")
+    lines.append(f"  at the peak  {found['peak_bytes'] / 2**30:8.2f}")
     if found["host_bytes"]:
         lines.append(f"  at the host  {found['host_bytes'] / 2**30:8.2f}     copied in a step, both ways: "
                      f"{found['host_traffic_bytes'] / 2**30:.2f}")  # fmt: skip

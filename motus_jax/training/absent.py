@@ -175,7 +175,7 @@ def measure(
         "new_output_bytes": memory.output_size_in_bytes - memory.alias_size_in_bytes,
         "program_bytes": memory.generated_code_size_in_bytes,
     }
-    found |= sizes | {"used_bytes": sum(sizes.values())}
+    found |= sizes | {"used_bytes": sum(sizes.values()), "peak_bytes": memory.peak_memory_in_bytes}
     found["host_bytes"] = memory.host_argument_size_in_bytes + memory.host_temp_size_in_bytes
     limit = MEMORY.get(kind)
     found["fits"] = limit is None or found["used_bytes"] <= limit * (1 - RESERVED)

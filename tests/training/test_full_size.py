@@ -39,6 +39,7 @@ def test_the_step_fits_and_is_the_one_of_the_table(tmp_path, name, trained):
     assert found["operations"] == pytest.approx(expected["operations"], rel=0.01)
     # The compiler's own choices, which may differ a little between its versions.
     assert found["used_bytes"] == pytest.approx(expected["used_bytes"], rel=0.05)
+    assert found["state_bytes"] < found["peak_bytes"] <= found["used_bytes"]
     for kind, row in expected["collectives"].items():
         assert found["collectives"][kind]["slice_bytes"] == pytest.approx(row["slice_bytes"], rel=0.05)
     assert f"memory of one device, GiB\n  argument     {found['argument_bytes'] / 2**30:8.2f}" in done.stdout
