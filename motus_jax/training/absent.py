@@ -58,8 +58,12 @@ RESERVED = 0.05
 """Share of these that a program must leave free."""
 UNTIMED = {"xla_gpu_autotune_level": 0, "xla_gpu_enable_triton_gemm": False}
 """Without the GPU no tiles can be tried out: products are left to cuBLAS."""
-NO_ROOM = re.compile(r"[Uu]sed ([\d.]+)([MG]) of ([\d.]+)([MG]) hbm")
-UNITS = {"M": 2**20, "G": 2**30}
+NO_ROOM = (
+    re.compile(r"[Uu]sed ([\d.]+)([MGT]) of ([\d.]+)([MGT]) hbm"),
+    re.compile(r"required for HLO temporaries \(([\d.]+)([MGT])\) exceeds available HBM \(([\d.]+)([MGT])\)"),
+)
+"""What the TPU's compiler says of a program that does not fit: when all is laid out, and before it tries to."""
+UNITS = {"M": 2**20, "G": 2**30, "T": 2**40}
 
 
 def devices(topology: str, slices: int = 1) -> Sequence[jax.Device]:
@@ -161,11 +165,10 @@ def measure(
     try:
         compiled = made.lowered.compile(UNTIMED if kind in MEMORY else None)
     except jax.errors.JaxRuntimeError as error:
-        missing = NO_ROOM.search(str(error))
-        if not missing:
+        sizes = missing_room(str(error))
+        if not sizes:
             raise
-        used, limit = (round(float(missing[i]) * UNITS[missing[i + 1]]) for i in (1, 3))
-        found |= {"fits": False, "used_bytes": used, "limit_bytes": limit}
+        found |= {"fits": False, "used_bytes": sizes[0], "limit_bytes": sizes[1]}
         return found | {"compile_seconds": round(time.monotonic() - begun, 1), "advice": advice(found)}
     found["compile_seconds"] = round(time.monotonic() - begun, 1)
     memory = compiled.memory_analysis()
@@ -191,6 +194,15 @@ def measure(
     found["memory_traffic_bytes"] = read.memory_traffic()
     found["host_traffic_bytes"] = read.host_traffic()
     return found | ({"roofline": roofline(found)} if kind in CHIPS else {})
+
+
+def missing_room(message: str) -> tuple[int, int] | None:
+    """Bytes that a refused program needs and has, by the compiler's message; None if that is about something else."""
+    for pattern in NO_ROOM:
+        if found := pattern.search(message):
+            used, limit = (round(float(found[i]) * UNITS[found[i + 1]]) for i in (1, 3))
+            return used, limit
+    return None
 
 
 def _known(config: ml_collections.ConfigDict, made: Step, features: bool) -> dict[str, Any]:

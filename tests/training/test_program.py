@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from motus_jax.training import flops, program
+from motus_jax.training import absent, flops, program
 
 DEVICES, LAYERS, WIDTH, BATCH = 8, 5, 256, 64
 SCANNED = f"""
@@ -217,3 +217,20 @@ def test_a_start_reads_its_operand_once():
     off, a quarter goes to fast memory and is all that is read."""
     array = 64 * 32 * 4
     assert program.Program(STARTED, 8).memory_traffic() == (1 + 1 + 8 + 1 + 1 + 2 * 0.5 + 0.25) * array
+
+
+@pytest.mark.parametrize(
+    ("message", "expected"),
+    [
+        ("RESOURCE_EXHAUSTED: E1000: CompileTimeHbmOom: Ran out of memory in memory space hbm. Used 19.50G of 15.75G "
+         "hbm. Exceeded hbm capacity by 3.75G.", (19.5, 15.75)),
+        ("RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO temporaries (33.88G) exceeds "
+         "available HBM (30.75G).", (33.88, 30.75)),
+        ("RESOURCE_EXHAUSTED: the total memory required for HLO temporaries (1.5T) exceeds available HBM (512.00M).",
+         (1536, 0.5)),
+        ("INTERNAL: Mosaic failed to compile TPU kernel", None),
+    ],
+)  # fmt: skip
+def test_a_compiler_that_has_no_room_says_how_much_it_lacks(message, expected):
+    found = absent.missing_room(message)
+    assert found == (expected and tuple(round(size * 2**30) for size in expected))
