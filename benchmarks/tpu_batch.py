@@ -26,7 +26,7 @@ from motus_jax.errors import UserError
 OUT = pathlib.Path("benchmarks/results/tpu_batch_aot.json")
 MARKS = "<!-- made by benchmarks/tpu_batch.py -->\n", "<!-- end of the batches -->\n"
 PHASE = "phase 2"
-GRAIN = {"v4-32": 2, "v5litepod-64": 1, "v5p-32": 4, "v6e-16": 2}
+GRAIN = {"v4-32": 4, "v5litepod-64": 2, "v5p-32": 8, "v6e-16": 4}
 """Slice -> examples a chip to which its largest batch is found."""
 MEMORY = {"v4-32": 30.75, "v5litepod-64": 15.75, "v5p-32": 95.74, "v6e-16": 31.25}
 """What a chip's programs may use, GiB, as the compiler says when it refuses one: the first guess needs it."""

@@ -40,6 +40,7 @@ SLICES = {
     "v5p-8": ("v5p:2x2x1", 1),
     "v5litepod-16": ("v5e:4x4", 1),
     "v5litepod-8": ("v5e:2x4", 1),
+    "v5litepod-4": ("v5e:2x2", 1),
     "v6e-8": ("v6e:2x4", 1),
     "v6e-4": ("v6e:2x2", 1),
 }
@@ -49,6 +50,7 @@ SMALLEST: dict[str, tuple[str, dict[str, Any]]] = {
     "v5p-8": ("", {}),
     "v5litepod-16": (", accumulate 4", {"optimizer.accumulate": 4}),
     "v5litepod-8": (", accumulate 8, offload", {"optimizer.accumulate": 8, "optimizer.offload": AWAY}),
+    "v5litepod-4": (", accumulate 32, offload", {"optimizer.accumulate": 32, "optimizer.offload": AWAY}),
     "v6e-8": (", accumulate 2", {"optimizer.accumulate": 2}),
     "v6e-4": (", accumulate 4, offload", {"optimizer.accumulate": 4, "optimizer.offload": AWAY}),
 }
