@@ -26,7 +26,7 @@ from motus_jax.errors import UserError
 OUT = pathlib.Path("benchmarks/results/tpu_batch_aot.json")
 MARKS = "<!-- made by benchmarks/tpu_batch.py -->\n", "<!-- end of the batches -->\n"
 PHASE = "phase 2"
-GRAIN = {"v4-32": 4, "v5litepod-64": 2, "v5p-32": 8, "v6e-16": 4}
+GRAIN = {"v4-32": 4, "v5litepod-64": 2, "v5p-32": 16, "v6e-16": 4}
 """Slice -> examples a chip to which its largest batch is found."""
 MEMORY = {"v4-32": 30.75, "v5litepod-64": 15.75, "v5p-32": 95.74, "v6e-16": 31.25}
 """What a chip's programs may use, GiB, as the compiler says when it refuses one: the first guess needs it."""
@@ -81,7 +81,9 @@ def next_batch(rows: Sequence[Mapping[str, Any]], grain: int, limit: int) -> int
     others = [batch for batch in use if batch != low and (low in peaks) == (batch in peaks)]
     near = min(others, key=lambda batch: abs(batch - low)) if others else 0
     origin = use.get(near, rows[0]["state_bytes"])
-    slope = max((use[low] - origin) / (low - near), 1e-6 * limit)
+    # Near the limit the compiler recomputes more, and a larger batch may need less than a smaller one.
+    mean = (use[low] - rows[0]["state_bytes"]) / low
+    slope = max((use[low] - origin) / (low - near), mean / 2)
     meets = low + (limit - use[low]) / slope
     # Whole grains from what fits, at least one; below what does not.
     steps = max(1, math.floor((meets - low) / grain))
