@@ -114,7 +114,7 @@ def table(rows: Mapping[str, Mapping[str, Any]]) -> str:
         roof = best["roofline"]
         lines.append(
             f"| {name} | {best['batch_of_one_device']:g} | {best['batch_size']} "
-            f"| {best['peak_bytes'] / GIB:.1f} | {best['used_bytes'] / GIB:.1f} "
+            f"| {_need(best) / GIB:.1f} | {best['used_bytes'] / GIB:.1f} "
             f"| {roof['mfu_one_after_another']:.0%} to {roof['mfu_at_most']:.0%} "
             f"| {beyond} |"
         )
