@@ -71,11 +71,17 @@ def alone(command, workdir):
 
 
 def assert_same_run(ours, theirs):
-    """Curves and averaged parameters, to the rounding of sums in another order."""
+    """Curves and averaged parameters, to the rounding of sums in another order.
+
+    A part's gradient is what is left of larger terms: its norm keeps more of their rounding (5e-5 was seen).
+    """
     rows = [metrics.read_curve(workdir / "metrics.jsonl") for workdir in (ours, theirs)]
     assert [row.keys() for row in rows[0]] == [row.keys() for row in rows[1]] and len(rows[0]) >= 6
     for our, their in zip(*rows):
-        assert our == pytest.approx(their, rel=1e-5, abs=1e-7)
+        norms = {name for name in their if name.startswith("grad_norm/")}
+        for some, rel in ((their.keys() - norms, 1e-5), (norms, 2e-4)):
+            expected = {name: their[name] for name in some}
+            assert {name: our[name] for name in some} == pytest.approx(expected, rel=rel, abs=1e-7)
     flat = [tree.flatten(checkpoint.load_for_inference(workdir).params) for workdir in (ours, theirs)]
     assert flat[0].keys() == flat[1].keys()
     for path, leaf in flat[0].items():
