@@ -247,7 +247,7 @@ def summary(found: Mapping[str, Any]) -> str:
                 best = comparison_["best_baseline"]
                 own, other = entry["metrics"][metric], entry["baselines"][best][metric]
                 parts.append(f"{metric} {_short(own['value'])} ({best} {_short(other['value'])})")
-        lines.append(f"  {mode:17s}{'beats' if entry['beats_baselines'] else 'loses'}   {'   '.join(parts)}")
+        lines.append(f"  {mode:17s}{comparison.verdict(entry)}   {'   '.join(parts)}")
     for name, entry in found.get("closed_loop", {"policies": {}})["policies"].items():
         low, high = (f"{100 * edge:.0f}" for edge in entry["interval"])
         rate = f"{entry['successes']} of {entry['episodes']} ({low} to {high} %)"

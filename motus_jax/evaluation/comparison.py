@@ -104,6 +104,24 @@ def all_primary_beaten(comparisons: Mapping[str, Mapping[str, Any]]) -> bool:
     return all(entry["beats"] for entry in comparisons.values() if entry["primary"])
 
 
+def verdict(entry: Mapping[str, Any]) -> str:
+    """What to call a mode's entry in one word.
+
+    Returns:
+      "beats" as `beats_baselines` says; "loses" where a primary metric is no better on average than its best
+      baseline's; else "undecided": better, but not beyond chance, or given actions that make no difference.
+    """
+    if entry["beats_baselines"]:
+        return "beats"
+    for metric, found in entry["comparisons"].items():
+        ahead = found["differences"][found["best_baseline"]]["value"]
+        if METRICS[metric].better == "lower" and ahead is not None:
+            ahead = -ahead
+        if found["primary"] and ahead is not None and ahead <= 0:
+            return "loses"
+    return "undecided"
+
+
 def estimate_dict(estimate: Estimate, unit: str) -> dict[str, Any]:
     """For JSON: `value`, `interval` [low, high] and `unit`; what does not exist is None."""
     value, low, high = (None if np.isnan(number) else number for number in estimate)
