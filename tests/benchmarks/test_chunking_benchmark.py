@@ -46,9 +46,19 @@ def test_what_is_compared():
     assert set(chunking.ways(answers, 2)) == {"synchronous", "naive", "hard", "guided", "blend", "average"}
 
 
-def test_guided_and_faded_chunks_jump_less_in_the_committed_result():
-    (file,) = (pathlib.Path(chunking.__file__).parent / "results").glob("chunking_*.json")
+RESULTS = sorted((pathlib.Path(chunking.__file__).parent / "results").glob("chunking_*.json"))
+
+
+@pytest.mark.parametrize("file", RESULTS, ids=lambda path: path.stem)
+def test_what_is_told_of_the_former_chunk_makes_the_next_one_jump_less_in_the_committed_results(file):
     found = json.loads(file.read_text())["ways"]
+    trained = ("conditioned",) if "conditioned, delay 1" in found else ()
     for delay in (1, 2, 3):
-        jumps = {way: found[f"{way}, delay {delay}"]["jump"]["value"] for way in ("naive", "hard", "guided", "blend")}
-        assert max(jumps["guided"], jumps["blend"]) < 0.7 * jumps["naive"] and jumps["hard"] < jumps["naive"]
+        jumps = {way: found[f"{way}, delay {delay}"]["jump"]["value"]
+                 for way in ("naive", "hard", "guided", "blend", *trained)}  # fmt: skip
+        smooth = [jumps[way] for way in ("guided", "blend", *trained)]
+        assert max(smooth) < 0.7 * jumps["naive"] and jumps["hard"] < jumps["naive"]
+
+
+def test_a_model_without_and_one_with_prefixes_in_training_were_measured():
+    assert {json.loads(file.read_text())["prefixes_trained"]["probability"] > 0 for file in RESULTS} == {False, True}
